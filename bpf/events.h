@@ -1,0 +1,157 @@
+/* Wire format of profinfer: what the BPF programs put in the ring buffer.
+ *
+ * C99, no kernel include, so that a test compiles it with cc and compares every
+ * offset with profinfer/tracefile/schema.py. All fields little endian, fixed
+ * width, no holes. A record is one ring-buffer entry and begins with pf_hdr.
+ * Timestamps are CLOCK_MONOTONIC nanoseconds, tids are those of the init pid
+ * namespace.
+ */
+#ifndef PROFINFER_EVENTS_H
+#define PROFINFER_EVENTS_H
+
+#ifndef PF_TENSOR_SIZE   /* sizeof(struct ggml_tensor) of the engine */
+#define PF_TENSOR_SIZE 336
+#endif
+#ifndef PF_BUFFER_SIZE   /* bytes read of struct ggml_backend_buffer */
+#define PF_BUFFER_SIZE 128
+#endif
+
+#define PF_PTRS_PER_RECORD 64
+#define PF_OPS_PER_BATCH 512
+#define PF_COMM_LEN 16
+
+enum pf_kind {
+    PF_CALL_BEGIN = 1,   /* pf_call: llama_decode, llama_encode, llama_process entered   */
+    PF_CALL_END = 2,     /* pf_end                                                       */
+    PF_SAMPLE_BEGIN = 3, /* pf_end (value unused): a sampler was entered                 */
+    PF_SAMPLE_END = 4,   /* pf_end                                                       */
+    PF_SPLIT_BEGIN = 5,  /* pf_split: ggml_backend_graph_compute_async entered           */
+    PF_SPLIT_END = 6,    /* pf_end                                                       */
+    PF_GRAPH_BEGIN = 7,  /* pf_graph: ggml_graph_compute entered, its nodes read         */
+    PF_GRAPH_END = 8,    /* pf_end                                                       */
+    PF_OPS = 9,          /* pf_ops: a batch of one thread's operator records             */
+    PF_PTRS = 10,        /* pf_ptrs: a piece of a graph's nodes[] or leafs[]             */
+    PF_TENSOR = 11,      /* pf_tensor: raw struct ggml_tensor, new or changed            */
+    PF_BUFFER = 12,      /* pf_buffer: raw struct ggml_backend_buffer, new or changed    */
+    PF_THREAD = 13,      /* pf_thread: first event of a thread                           */
+    PF_WARMUP = 14,      /* pf_end, value = on: llama_set_warmup                         */
+    PF_KIND_COUNT = 16,
+};
+
+struct pf_hdr {
+    unsigned short kind;
+    unsigned short flags;
+    unsigned int tid;
+    unsigned long long ts;
+};
+
+/* Entry ids: which function a call or sample record speaks of. */
+struct pf_call {
+    struct pf_hdr h;
+    unsigned long long ctx;      /* struct llama_context * */
+    unsigned int probe;          /* index in the probe table of the metadata */
+    int n_tokens;                /* -1: could not be read */
+    int pos_first;               /* -1: not given by the caller */
+    int pos_last;
+    int n_seqs;                  /* reserved, -1 */
+    unsigned int pad;
+};
+
+struct pf_end {
+    struct pf_hdr h;
+    unsigned int probe;
+    int value;                   /* return value, or the flag of PF_WARMUP */
+};
+
+struct pf_split {
+    struct pf_hdr h;
+    unsigned long long backend;  /* ggml_backend_t */
+    unsigned long long cgraph;
+    unsigned long long uid;      /* 0: this engine has none */
+    unsigned long long get_name; /* backend->iface.get_name, names the backend by symbol */
+    unsigned char guid[16];
+    unsigned int n_nodes;
+    unsigned int probe;
+};
+
+#define PF_GRAPH_CHANGED 1       /* flags: a new definition was read before this record   */
+#define PF_GRAPH_PARTIAL 2       /* flags: the definition has holes (lost or unreadable)  */
+
+struct pf_graph {
+    struct pf_hdr h;             /* ts: after the nodes were read */
+    unsigned long long cgraph;
+    unsigned long long uid;
+    unsigned long long gen;      /* definition this graph runs: ts of the walk that read it */
+    unsigned int n_nodes;
+    unsigned int n_threads;      /* cplan->n_threads; OpenMP may give fewer */
+    unsigned int walk_ns;        /* profinfer's own time reading the definition */
+    unsigned int probe;
+};
+
+/* One operator record, 8 bytes. */
+enum pf_op_kind {
+    PF_OP_END = 1,     /* arg = loop index read at the barrier call (bias in the metadata)  */
+    PF_OP_BEGIN = 2,   /* arg = low 24 bits of (tensor address >> 4)                        */
+    PF_OP_BARRIER = 3, /* arg = 0: ggml_barrier entered, inside an operator or after it     */
+    PF_OP_ENTER = 4,   /* arg = 0: the thread entered the graph loop                        */
+    PF_OP_LEAVE = 5,   /* arg = 0: the thread reached the barrier after the loop            */
+};
+
+struct pf_op {
+    unsigned int dt;             /* nanoseconds since the batch's h.ts */
+    unsigned int what;           /* pf_op_kind << 24 | arg */
+};
+
+#define PF_OPS_LAST 1            /* flags: this batch ends the thread's visit of a graph */
+
+struct pf_ops {
+    struct pf_hdr h;             /* ts: base of the batch */
+    unsigned long long cgraph;   /* 0: not known at the probe site */
+    unsigned int seq;            /* per thread, +1 a batch, so that a lost one is seen */
+    unsigned int n;              /* records that follow */
+    struct pf_op op[];
+};
+
+#define PF_PTRS_LEAFS 1          /* flags: leafs[], else nodes[] */
+
+struct pf_ptrs {
+    struct pf_hdr h;
+    unsigned long long cgraph;
+    unsigned long long gen;
+    unsigned int first;          /* index of ptr[0] */
+    unsigned int n;              /* valid entries */
+    unsigned long long ptr[PF_PTRS_PER_RECORD];
+};
+
+struct pf_tensor {
+    struct pf_hdr h;
+    unsigned long long addr;
+    unsigned long long gen;
+    unsigned char raw[PF_TENSOR_SIZE];
+};
+
+struct pf_buffer {
+    struct pf_hdr h;
+    unsigned long long addr;
+    unsigned long long gen;
+    unsigned char raw[PF_BUFFER_SIZE];
+};
+
+struct pf_thread {
+    struct pf_hdr h;
+    char comm[PF_COMM_LEN];
+};
+
+/* Slots of the per-CPU counter array: PF_CNT_SENT + kind, PF_CNT_LOST + kind. */
+enum pf_counter {
+    PF_CNT_SENT = 0,
+    PF_CNT_LOST = 16,
+    PF_CNT_OP_RECORDS = 32,      /* operator records put in a batch                       */
+    PF_CNT_OP_LOST = 33,         /* operator records in batches the ring refused          */
+    PF_CNT_NO_SLOT = 34,         /* operator records of threads beyond the table of slots */
+    PF_CNT_UNREADABLE = 35,      /* tensors or graphs whose memory could not be read      */
+    PF_CNT_TOO_MANY_NODES = 36,  /* graphs longer than a walk can be                      */
+    PF_CNT_COUNT = 40,
+};
+
+#endif

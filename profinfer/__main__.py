@@ -1,0 +1,6 @@
+"""``python -m profinfer``."""
+
+from profinfer.cli import main
+
+if __name__ == "__main__":
+    main()

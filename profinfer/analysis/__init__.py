@@ -1,0 +1,1 @@
+"""Layer 6: pure functions from a Trace to Results."""

@@ -1,0 +1,1 @@
+"""Layer 4: the only privileged layer: load, attach, launch, drain."""

@@ -1,0 +1,1 @@
+"""Layer 1: what an ELF file holds: symbols, tables, instructions."""

@@ -1,0 +1,1 @@
+"""Layer 5: records get meaning: calls, graphs, nodes, operators."""

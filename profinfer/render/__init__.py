@@ -1,0 +1,1 @@
+"""Layer 7: Results and Traces become text, JSON, timelines."""

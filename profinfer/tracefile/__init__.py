@@ -1,0 +1,1 @@
+"""Layer 3: the .pf file. Knows bytes, not meaning."""

@@ -1,0 +1,182 @@
+"""Layer 3: constants and numpy dtypes of the trace file.
+
+Mirror of ``bpf/events.h``; ``tests/unit/test_abi.py`` compiles the header and compares
+every size and offset. May import numpy only.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+import numpy as np
+
+# --- file frame -----------------------------------------------------------------------
+MAGIC = b"\x89PF\r\n\x1a\n\x00"
+MAJOR = 1
+MINOR = 0
+CHUNK_MAGIC = 0x4B4E4843  # "CHNK"
+
+FILE_HEADER = np.dtype(
+    [
+        ("magic", "S8"),
+        ("major", "<u2"),
+        ("minor", "<u2"),
+        ("header_size", "<u4"),  # offset of the first chunk
+        ("features", "<u8"),
+        ("meta_len", "<u4"),
+        ("meta_crc", "<u4"),
+        ("header_crc", "<u4"),  # crc32 of the bytes before this field
+        ("pad", "<u4"),
+    ]
+)
+
+CHUNK_HEADER = np.dtype(
+    [
+        ("magic", "<u4"),
+        ("kind", "<u2"),
+        ("flags", "<u2"),
+        ("length", "<u8"),  # payload bytes, before padding to 8
+        ("seq", "<u4"),  # 0, 1, 2, ...: a missing chunk is seen
+        ("payload_crc", "<u4"),
+        ("header_crc", "<u4"),  # crc32 of the bytes before this field
+        ("pad", "<u4"),
+    ]
+)
+
+
+class ChunkKind(IntEnum):
+    """What a chunk holds. Readers skip kinds they do not know."""
+
+    RING = 1  # ring-buffer entries as the kernel wrote them, 8-byte entry headers included
+    UPDATE = 2  # JSON: facts learnt after the header was written
+    LOSS = 3  # JSON: counters of the BPF program so far
+    NOTE = 4  # JSON: something the recorder did or saw, with its time
+    TRAILER = 5  # JSON: end of the recording
+
+
+# --- ring records -----------------------------------------------------------------------
+RING_BUSY = 1 << 31
+RING_DISCARD = 1 << 30
+
+PTRS_PER_RECORD = 64
+OPS_PER_BATCH = 512
+COMM_LEN = 16
+
+
+class Kind(IntEnum):
+    """Record kinds, ``enum pf_kind``."""
+
+    CALL_BEGIN = 1
+    CALL_END = 2
+    SAMPLE_BEGIN = 3
+    SAMPLE_END = 4
+    SPLIT_BEGIN = 5
+    SPLIT_END = 6
+    GRAPH_BEGIN = 7
+    GRAPH_END = 8
+    OPS = 9
+    PTRS = 10
+    TENSOR = 11
+    BUFFER = 12
+    THREAD = 13
+    WARMUP = 14
+
+
+class OpKind(IntEnum):
+    """Kinds of operator record, ``enum pf_op_kind``."""
+
+    END = 1
+    BEGIN = 2
+    BARRIER = 3
+    ENTER = 4
+    LEAVE = 5
+
+
+GRAPH_CHANGED = 1
+GRAPH_PARTIAL = 2
+OPS_LAST = 1
+PTRS_LEAFS = 1
+
+HDR = np.dtype([("kind", "<u2"), ("flags", "<u2"), ("tid", "<u4"), ("ts", "<u8")])
+_H = HDR.descr
+
+CALL = np.dtype(
+    [
+        *_H,
+        ("ctx", "<u8"),
+        ("probe", "<u4"),
+        ("n_tokens", "<i4"),
+        ("pos_first", "<i4"),
+        ("pos_last", "<i4"),
+        ("n_seqs", "<i4"),
+        ("pad", "<u4"),
+    ]
+)
+END = np.dtype([*_H, ("probe", "<u4"), ("value", "<i4")])
+SPLIT = np.dtype(
+    [
+        *_H,
+        ("backend", "<u8"),
+        ("cgraph", "<u8"),
+        ("uid", "<u8"),
+        ("get_name", "<u8"),
+        ("guid", "V16"),
+        ("n_nodes", "<u4"),
+        ("probe", "<u4"),
+    ]
+)
+GRAPH = np.dtype(
+    [
+        *_H,
+        ("cgraph", "<u8"),
+        ("uid", "<u8"),
+        ("gen", "<u8"),
+        ("n_nodes", "<u4"),
+        ("n_threads", "<u4"),
+        ("walk_ns", "<u4"),
+        ("probe", "<u4"),
+    ]
+)
+OP = np.dtype([("dt", "<u4"), ("what", "<u4")])
+OPS = np.dtype([*_H, ("cgraph", "<u8"), ("seq", "<u4"), ("n", "<u4")])  # then n x OP
+PTRS = np.dtype(
+    [
+        *_H,
+        ("cgraph", "<u8"),
+        ("gen", "<u8"),
+        ("first", "<u4"),
+        ("n", "<u4"),
+        ("ptr", "<u8", (PTRS_PER_RECORD,)),
+    ]
+)
+THREAD = np.dtype([*_H, ("comm", f"S{COMM_LEN}")])
+
+FIXED: dict[Kind, np.dtype[np.void]] = {
+    Kind.CALL_BEGIN: CALL,
+    Kind.CALL_END: END,
+    Kind.SAMPLE_BEGIN: END,
+    Kind.SAMPLE_END: END,
+    Kind.SPLIT_BEGIN: SPLIT,
+    Kind.SPLIT_END: END,
+    Kind.GRAPH_BEGIN: GRAPH,
+    Kind.GRAPH_END: END,
+    Kind.PTRS: PTRS,
+    Kind.THREAD: THREAD,
+    Kind.WARMUP: END,
+}
+
+
+def tensor_dtype(raw_size: int) -> np.dtype[np.void]:
+    """Record of kind TENSOR or BUFFER whose raw struct is ``raw_size`` bytes."""
+    return np.dtype([*_H, ("addr", "<u8"), ("gen", "<u8"), ("raw", f"V{raw_size}")])
+
+
+# --- counters of the BPF program ----------------------------------------------------------
+CNT_SENT = 0
+CNT_LOST = 16
+CNT_OP_RECORDS = 32
+CNT_OP_LOST = 33
+CNT_NO_SLOT = 34
+CNT_UNREADABLE = 35
+CNT_TOO_MANY_NODES = 36
+CNT_COUNT = 40
