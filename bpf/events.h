@@ -45,7 +45,8 @@ struct pf_hdr {
     unsigned long long ts;
 };
 
-/* Entry ids: which function a call or sample record speaks of. */
+#define PF_CALL_ENCODE 1         /* flags: an encoder ran, no KV cache is written */
+
 struct pf_call {
     struct pf_hdr h;
     unsigned long long ctx;      /* struct llama_context * */
@@ -113,6 +114,9 @@ struct pf_ops {
 };
 
 #define PF_PTRS_LEAFS 1          /* flags: leafs[], else nodes[] */
+
+/* Pieces and tensors are sent when they are new or changed; a piece's `first` is its place
+ * in the array of that cgraph. */
 
 struct pf_ptrs {
     struct pf_hdr h;

@@ -92,6 +92,7 @@ class OpKind(IntEnum):
     LEAVE = 5
 
 
+CALL_ENCODE = 1
 GRAPH_CHANGED = 1
 GRAPH_PARTIAL = 2
 OPS_LAST = 1

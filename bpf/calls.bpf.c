@@ -1,0 +1,101 @@
+/* Token level: llama_decode, llama_encode, llama_process, samplers, warm-up. */
+
+static __always_inline void pf_call_begin(u32 probe, u16 flags, u64 ctx, s32 n_tokens, s32 first, s32 last)
+{
+    struct pf_call c = {};
+    pf_header(&c.h, PF_CALL_BEGIN, flags, bpf_ktime_get_ns());
+    c.ctx = ctx;
+    c.probe = probe;
+    c.n_tokens = n_tokens;
+    c.pos_first = first;
+    c.pos_last = last;
+    c.n_seqs = -1;
+    pf_emit(&c, sizeof(c), PF_CALL_BEGIN);
+}
+
+/* The head of struct llama_batch, the same since 2023. */
+struct pf_llama_batch {
+    s32 n_tokens;
+    s32 pad;
+    u64 token;
+    u64 embd;
+    u64 pos;
+};
+
+/* f(ctx, struct llama_batch by value): a struct this large lies on the stack above the return
+ * address on x86-64; on arm64 the caller passes a pointer to it. */
+static __always_inline int pf_batch_begin(struct pt_regs *ctx, u32 probe, u16 flags, u64 pushed)
+{
+    struct pf_llama_batch b = {};
+    s32 first = -1, last = -1;
+#ifdef __TARGET_ARCH_arm64
+    u64 at = PT_REGS_PARM2(ctx);
+#else
+    u64 at = ctx->sp + pushed + 8;
+#endif
+    if (bpf_probe_read_user(&b, sizeof(b), (void *)at)) {
+        pf_count(PF_CNT_UNREADABLE, 1);
+        b.n_tokens = -1;
+    } else if (b.pos && b.n_tokens > 0) {
+        bpf_probe_read_user(&first, 4, (void *)b.pos);
+        bpf_probe_read_user(&last, 4, (void *)(b.pos + 4 * (u64)(b.n_tokens - 1)));
+    }
+    pf_call_begin(probe, flags, PT_REGS_PARM1(ctx), b.n_tokens, first, last);
+    return 0;
+}
+
+#ifdef PF_EXT_TOKENS /* the engine's struct llama_batch_ext is known */
+/* llama_process(ctx, type, struct llama_batch_ext *): the tokens are a std::vector. A layout that
+ * does not hold gives -1 tokens, never a wrong number. */
+static __always_inline int pf_process_begin(struct pt_regs *ctx, u32 probe)
+{
+    u64 batch = PT_REGS_PARM3(ctx), range[2] = {}, max = 0;
+    s32 n = -1, first = -1, last = -1;
+    u16 flags = (u32)PT_REGS_PARM2(ctx) == PF_PROCESS_ENCODE ? PF_CALL_ENCODE : 0;
+    if (!bpf_probe_read_user(range, sizeof(range), (void *)(batch + PF_EXT_TOKENS)) &&
+        !bpf_probe_read_user(&max, 8, (void *)(batch + PF_EXT_MAX))) {
+        u64 bytes = range[1] - range[0], count = bytes / PF_EXT_TOKEN_SIZE;
+        if (range[1] > range[0] && count * PF_EXT_TOKEN_SIZE == bytes && count <= max && count < (1u << 30)) {
+            n = count;
+            bpf_probe_read_user(&first, 4, (void *)(range[0] + PF_EXT_POS));
+            bpf_probe_read_user(&last, 4, (void *)(range[1] - PF_EXT_TOKEN_SIZE + PF_EXT_POS));
+        }
+    }
+    if (n < 0)
+        pf_count(PF_CNT_UNREADABLE, 1);
+    pf_call_begin(probe, flags, PT_REGS_PARM1(ctx), n, first, last);
+    return 0;
+}
+#else
+static __always_inline int pf_process_begin(struct pt_regs *ctx, u32 probe)
+{
+    u16 flags = (u32)PT_REGS_PARM2(ctx) == PF_PROCESS_ENCODE ? PF_CALL_ENCODE : 0;
+    pf_call_begin(probe, flags, PT_REGS_PARM1(ctx), -1, -1, -1);
+    return 0;
+}
+#endif
+
+static __always_inline int pf_call_end(struct pt_regs *ctx, u32 probe)
+{
+    pf_end(PF_CALL_END, probe, (s32)PT_REGS_RC(ctx));
+    return 0;
+}
+
+static __always_inline int pf_sample_begin(struct pt_regs *ctx, u32 probe)
+{
+    pf_end(PF_SAMPLE_BEGIN, probe, 0);
+    return 0;
+}
+
+/* The sampled token is not recorded: a trace holds nothing of what was said. */
+static __always_inline int pf_sample_end(struct pt_regs *ctx, u32 probe)
+{
+    pf_end(PF_SAMPLE_END, probe, 0);
+    return 0;
+}
+
+static __always_inline int pf_warmup(struct pt_regs *ctx, u32 probe)
+{
+    pf_end(PF_WARMUP, probe, PT_REGS_PARM2(ctx) & 1);
+    return 0;
+}

@@ -1,0 +1,326 @@
+/* Graph level: splits, graphs, and the reading of what their nodes are.
+ *
+ * A definition is read when a graph begins, on the thread that begins it, because only then is
+ * it certain to be there; and only what is new or changed is sent. Engines that number their
+ * graphs (cgraph->uid) cost nothing when the same graph runs again.
+ */
+
+struct pf_walk {
+    u64 cgraph, array, gen, t0, uid, nodes, leafs;
+    u32 n_nodes, n_leafs, n_threads, probe;
+    u32 count, pos;           /* of the array being read */
+    u32 reading_leafs;        /* 0: nodes */
+    u32 sends_graph;          /* emit PF_GRAPH_BEGIN at the end */
+    u32 changed, partial;
+    struct pf_ptrs ptrs;
+    struct pf_tensor tensor;
+    struct pf_buffer buffer;
+};
+BPF_HASH(walks, u32, struct pf_walk, PF_MAX_MAIN_THREADS);
+BPF_ARRAY(zero_walk, struct pf_walk, 1);
+
+struct pf_known_graph {
+    u64 uid, nodes, gen;
+    u32 n_nodes, pad;
+};
+BPF_HASH(known_graphs, u64, struct pf_known_graph, 4096);
+BPF_HASH(known_leafs, u64, u64, 4096); /* cgraph -> uid */
+
+/* address -> hash of what was last sent from there */
+BPF_TABLE("lru_hash", u64, u64, seen, PF_MAX_TENSORS);
+
+BPF_PROG_ARRAY(steps, 1);
+
+/* Bijective in every word for the words after it, so that one changed word always shows. */
+static __always_inline u64 pf_mix(u64 h, u64 word)
+{
+    h ^= word;
+    h *= 0x9e3779b97f4a7c15ull;
+    return h ^ (h >> 29);
+}
+
+static __always_inline int pf_is_known(u64 key, u64 hash)
+{
+    u64 *old = seen.lookup(&key);
+    return old && *old == hash;
+}
+
+static __always_inline void pf_graph_emit(struct pf_walk *w, u64 gen, u16 flags, u64 now)
+{
+    struct pf_graph g = {};
+    pf_header(&g.h, PF_GRAPH_BEGIN, flags, now);
+    g.cgraph = w->cgraph;
+    g.uid = w->uid;
+    g.gen = gen;
+    g.n_nodes = w->n_nodes;
+    g.n_threads = w->n_threads;
+    g.walk_ns = now - w->t0;
+    g.probe = w->probe;
+    pf_emit(&g, sizeof(g), PF_GRAPH_BEGIN);
+}
+
+static __always_inline void pf_walk_done(struct pf_walk *w)
+{
+    u64 cgraph = w->cgraph;
+    if (!w->sends_graph) {
+        u64 uid = w->uid;
+        if (uid && !w->partial)
+            known_leafs.update(&cgraph, &uid);
+        return;
+    }
+    u64 gen = w->gen;
+    struct pf_known_graph *old = known_graphs.lookup(&cgraph);
+    if (old && !w->changed && old->nodes == w->nodes && old->n_nodes == w->n_nodes)
+        gen = old->gen; /* rebuilt, but the same in every byte */
+    else
+        w->changed = 1;
+    if (w->partial) {
+        known_graphs.delete(&cgraph); /* read it again next time */
+    } else {
+        struct pf_known_graph k = {};
+        k.uid = w->uid;
+        k.nodes = w->nodes;
+        k.gen = gen;
+        k.n_nodes = w->n_nodes;
+        known_graphs.update(&cgraph, &k);
+    }
+    u16 flags = (w->changed ? PF_GRAPH_CHANGED : 0) | (w->partial ? PF_GRAPH_PARTIAL : 0);
+    pf_graph_emit(w, gen, flags, bpf_ktime_get_ns());
+}
+
+static __always_inline void pf_buffer_read(struct pf_walk *w)
+{
+    u64 addr = *(u64 *)&w->tensor.raw[PF_TENSOR_BUFFER], h = 0;
+    if (!addr)
+        return;
+    if (bpf_probe_read_user(w->buffer.raw, PF_BUFFER_SIZE, (void *)addr))
+        return;
+    u64 *words = (u64 *)w->buffer.raw;
+#pragma unroll
+    for (int i = 0; i < PF_BUFFER_SIZE / 8; i++)
+        h = pf_mix(h, words[i]);
+    if (pf_is_known(addr, h))
+        return;
+    pf_header(&w->buffer.h, PF_BUFFER, 0, w->t0);
+    w->buffer.addr = addr;
+    w->buffer.gen = w->gen;
+    if (!pf_emit(&w->buffer, sizeof(w->buffer), PF_BUFFER))
+        seen.update(&addr, &h);
+}
+
+static __always_inline void pf_tensor_read(struct pf_walk *w, u64 addr)
+{
+    u64 h = 0;
+    if (bpf_probe_read_user(w->tensor.raw, PF_TENSOR_SIZE, (void *)addr)) {
+        pf_count(PF_CNT_UNREADABLE, 1);
+        w->partial = 1;
+        return;
+    }
+    u64 *words = (u64 *)w->tensor.raw;
+#pragma unroll
+    for (int i = 0; i < PF_TENSOR_SIZE / 8; i++)
+        h = pf_mix(h, words[i]);
+    if (pf_is_known(addr, h))
+        return;
+    pf_header(&w->tensor.h, PF_TENSOR, 0, w->t0);
+    w->tensor.addr = addr;
+    w->tensor.gen = w->gen;
+    if (pf_emit(&w->tensor, sizeof(w->tensor), PF_TENSOR)) {
+        w->partial = 1;
+        return;
+    }
+    seen.update(&addr, &h);
+    w->changed = 1;
+    pf_buffer_read(w);
+}
+
+/* One piece of 64 pointers and the tensors behind them. */
+static __always_inline void pf_piece_read(struct pf_walk *w)
+{
+    u64 at = w->array + 8 * (u64)w->pos, h = w->cgraph;
+    u64 left = (u64)w->count - w->pos;
+    u32 i;
+    if (left > PF_PTRS_PER_RECORD)
+        left = PF_PTRS_PER_RECORD;
+    PF_KEEP_BOUND(left);
+    if (left > PF_PTRS_PER_RECORD)
+        return;
+    if (bpf_probe_read_user(w->ptrs.ptr, left * 8, (void *)at)) {
+        pf_count(PF_CNT_UNREADABLE, 1);
+        w->partial = 1;
+        w->pos += left;
+        return;
+    }
+    for (i = 0; i < PF_PTRS_PER_RECORD; i++) {
+        if (i >= left)
+            break;
+        h = pf_mix(h, w->ptrs.ptr[i]);
+    }
+    if (!pf_is_known(at, h)) {
+        pf_header(&w->ptrs.h, PF_PTRS, w->reading_leafs ? PF_PTRS_LEAFS : 0, w->t0);
+        w->ptrs.cgraph = w->cgraph;
+        w->ptrs.gen = w->gen;
+        w->ptrs.first = w->pos;
+        w->ptrs.n = left;
+        if (pf_emit(&w->ptrs, sizeof(w->ptrs), PF_PTRS)) {
+            w->partial = 1;
+        } else {
+            seen.update(&at, &h);
+            w->changed = 1;
+        }
+    }
+    for (i = 0; i < PF_PTRS_PER_RECORD; i++) {
+        if (i >= left)
+            break;
+        pf_tensor_read(w, w->ptrs.ptr[i]);
+    }
+    w->pos += left;
+}
+
+/* A BPF program may not loop over thousands of nodes: it tail-calls itself, PF_PIECES_PER_STEP
+ * pieces a time, at most 33 times. */
+int pf_walk_step(struct pt_regs *ctx)
+{
+    u32 tid = (u32)bpf_get_current_pid_tgid();
+    struct pf_walk *w = walks.lookup(&tid);
+    if (!w)
+        return 0;
+    for (int piece = 0; piece < PF_PIECES_PER_STEP; piece++) {
+        if (w->pos >= w->count) {
+            if (w->reading_leafs || !w->n_leafs || !w->leafs)
+                goto done;
+            w->reading_leafs = 1;
+            w->array = w->leafs;
+            w->count = w->n_leafs;
+            w->pos = 0;
+        }
+        pf_piece_read(w);
+    }
+    steps.call(ctx, 0);
+    pf_count(PF_CNT_TOO_MANY_NODES, 1); /* here only when the 33 calls are used up */
+    w->partial = 1;
+done:
+    pf_walk_done(w);
+    return 0;
+}
+
+static __always_inline u64 pf_user_u64(u64 at)
+{
+    u64 v = 0;
+    bpf_probe_read_user(&v, sizeof(v), (void *)at);
+    return v;
+}
+
+static __always_inline u32 pf_user_u32(u64 at)
+{
+    u32 v = 0;
+    bpf_probe_read_user(&v, sizeof(v), (void *)at);
+    return v;
+}
+
+static __always_inline u64 pf_graph_uid(u64 cgraph)
+{
+#ifdef PF_CGRAPH_UID
+    return pf_user_u64(cgraph + PF_CGRAPH_UID);
+#else
+    return 0;
+#endif
+}
+
+static __always_inline struct pf_walk *pf_walk_new(u32 probe, u64 cgraph)
+{
+    u32 tid = (u32)bpf_get_current_pid_tgid(), zero = 0;
+    struct pf_walk *w = walks.lookup(&tid);
+    if (!w) {
+        struct pf_walk *empty = zero_walk.lookup(&zero);
+        if (!empty)
+            return 0;
+        walks.update(&tid, empty);
+        w = walks.lookup(&tid);
+        if (!w) {
+            pf_count(PF_CNT_NO_SLOT, 1);
+            return 0;
+        }
+        pf_slot_get(); /* names the thread */
+    }
+    w->cgraph = cgraph;
+    w->probe = probe;
+    w->t0 = bpf_ktime_get_ns();
+    w->gen = w->t0;
+    w->uid = pf_graph_uid(cgraph);
+    w->n_nodes = pf_user_u32(cgraph + PF_CGRAPH_N_NODES);
+    w->nodes = pf_user_u64(cgraph + PF_CGRAPH_NODES);
+    w->n_leafs = pf_user_u32(cgraph + PF_CGRAPH_N_LEAFS);
+    w->leafs = pf_user_u64(cgraph + PF_CGRAPH_LEAFS);
+    w->changed = w->partial = w->reading_leafs = w->n_threads = w->sends_graph = 0;
+    w->pos = 0;
+    return w;
+}
+
+/* ggml_backend_sched_graph_compute_async(sched, cgraph): the whole graph still has its leafs
+ * (weights, inputs, caches); the splits that are computed are views without them. */
+static __always_inline int pf_leafs(struct pt_regs *ctx, u32 probe)
+{
+    u64 cgraph = PT_REGS_PARM2(ctx), uid = pf_graph_uid(cgraph);
+    u64 *known = known_leafs.lookup(&cgraph);
+    if (uid && known && *known == uid)
+        return 0;
+    struct pf_walk *w = pf_walk_new(probe, cgraph);
+    if (!w)
+        return 0;
+    w->reading_leafs = 1;
+    w->array = w->leafs;
+    w->count = w->n_leafs;
+    steps.call(ctx, 0);
+    return 0;
+}
+
+/* ggml_graph_compute(cgraph, cplan) */
+static __always_inline int pf_graph_begin(struct pt_regs *ctx, u32 probe)
+{
+    u64 cgraph = PT_REGS_PARM1(ctx), cplan = PT_REGS_PARM2(ctx);
+    struct pf_walk *w = pf_walk_new(probe, cgraph);
+    if (!w)
+        return 0;
+    w->n_threads = pf_user_u32(cplan + PF_CPLAN_N_THREADS);
+    w->sends_graph = 1;
+    struct pf_known_graph *k = known_graphs.lookup(&cgraph);
+    if (k && k->uid && k->uid == w->uid && k->nodes == w->nodes && k->n_nodes == w->n_nodes) {
+        pf_graph_emit(w, k->gen, 0, bpf_ktime_get_ns());
+        return 0;
+    }
+    w->array = w->nodes;
+    w->count = w->n_nodes;
+    steps.call(ctx, 0);
+    return 0;
+}
+
+static __always_inline int pf_graph_end(struct pt_regs *ctx, u32 probe)
+{
+    pf_end(PF_GRAPH_END, probe, (s32)PT_REGS_RC(ctx));
+    return 0;
+}
+
+/* ggml_backend_graph_compute_async(backend, cgraph) */
+static __always_inline int pf_split_begin(struct pt_regs *ctx, u32 probe)
+{
+    u64 backend = PT_REGS_PARM1(ctx), cgraph = PT_REGS_PARM2(ctx);
+    struct pf_split s = {};
+    s.backend = backend;
+    s.cgraph = cgraph;
+    s.uid = pf_graph_uid(cgraph);
+    u64 guid = pf_user_u64(backend + PF_BACKEND_GUID);
+    bpf_probe_read_user(s.guid, sizeof(s.guid), (void *)guid);
+    s.get_name = pf_user_u64(backend + PF_BACKEND_GET_NAME);
+    s.n_nodes = pf_user_u32(cgraph + PF_CGRAPH_N_NODES);
+    s.probe = probe;
+    pf_header(&s.h, PF_SPLIT_BEGIN, 0, bpf_ktime_get_ns());
+    pf_emit(&s, sizeof(s), PF_SPLIT_BEGIN);
+    return 0;
+}
+
+static __always_inline int pf_split_end(struct pt_regs *ctx, u32 probe)
+{
+    pf_end(PF_SPLIT_END, probe, (s32)PT_REGS_RC(ctx));
+    return 0;
+}

@@ -1,0 +1,87 @@
+"""Layer 4: moves ring-buffer bytes to the trace file, decoding nothing.
+
+The kernel's ring buffer is mapped and copied in blocks: one memoryview slice a pass instead of
+one Python callback a record. Layout of the mapping: linux/Documentation/bpf/ringbuf.rst.
+"""
+
+from __future__ import annotations
+
+import mmap
+import struct
+from collections.abc import Callable
+
+from profinfer.tracefile.schema import RING_BUSY, RING_DISCARD, Kind
+
+_PAGE = mmap.PAGESIZE
+_ENTRY = struct.Struct("<IIHH")  # length and flags, page offset; then kind and flags of ours
+_ENTRY_HEADER = 8
+_CALL_BEGIN = int(Kind.CALL_BEGIN)
+_N_TOKENS = struct.Struct("<i")
+_N_TOKENS_AT = _ENTRY_HEADER + 28
+
+Sink = Callable[[memoryview], None]
+
+
+class RingReader:
+    """The consumer side of one BPF ring buffer.
+
+    Attributes:
+        records: entries copied so far.
+        bytes: bytes copied so far, entry headers included.
+        calls: call records seen, tokens: the tokens they announced (for the progress line).
+    """
+
+    def __init__(self, fd: int, size: int) -> None:
+        self.size = size
+        self._mask = size - 1
+        self._consumer_map = mmap.mmap(fd, _PAGE, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE)
+        # The data pages are mapped twice in a row, so that an entry never wraps.
+        self._data_map = mmap.mmap(fd, _PAGE + 2 * size, mmap.MAP_SHARED, mmap.PROT_READ, offset=_PAGE)
+        self._consumer = memoryview(self._consumer_map).cast("Q")
+        self._producer = memoryview(self._data_map)[:_PAGE].cast("Q")
+        self._data = memoryview(self._data_map)[_PAGE:]
+        self.records = 0
+        self.bytes = 0
+        self.calls = 0
+        self.tokens = 0
+
+    @property
+    def used(self) -> int:
+        """Bytes that wait in the buffer."""
+        return int(self._producer[0]) - int(self._consumer[0])
+
+    def drain(self, sink: Sink) -> int:
+        """Hand everything committed to ``sink`` and free it; returns the bytes copied.
+
+        Entry headers are walked only to stop before an entry that is still being written.
+        """
+        start = self._consumer[0]
+        available = self._producer[0] - start
+        if not available:
+            return 0
+        data, base = self._data, start & self._mask
+        unpack, at, records = _ENTRY.unpack_from, 0, 0
+        while at < available:
+            head, _, kind, _ = unpack(data, base + at)
+            if head & RING_BUSY:
+                break
+            length = head & ~RING_DISCARD
+            if kind == _CALL_BEGIN and not head & RING_DISCARD:
+                self.calls += 1
+                n = _N_TOKENS.unpack_from(data, base + at + _N_TOKENS_AT)[0]
+                self.tokens += max(n, 0)
+            at += (length + _ENTRY_HEADER + 7) & ~7
+            records += 1
+        if at:
+            sink(data[base : base + at])
+            self._consumer[0] = start + at
+            self.records += records
+            self.bytes += at
+        return at
+
+    def close(self) -> None:
+        """Unmap; the reader must not be used afterwards."""
+        for view in (self._consumer, self._producer, self._data):
+            view.release()
+        self._consumer_map.close()
+        self._data_map.close()

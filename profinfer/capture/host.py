@@ -1,0 +1,72 @@
+"""Layer 4: facts about the machine that a later reader of the trace will want."""
+
+from __future__ import annotations
+
+import os
+import platform
+import time
+from pathlib import Path
+from typing import Any
+
+from profinfer.tracefile.metadata import Clock, Host
+
+_CPU = Path("/sys/devices/system/cpu")
+
+
+def describe_host() -> Host:
+    """The machine, from /proc and /sys; what cannot be read is left out."""
+    return Host(
+        kernel=platform.release(),
+        machine=platform.machine(),
+        hostname=platform.node() or None,
+        cpu_model=_cpu_model(),
+        cpus_online=os.sysconf("SC_NPROCESSORS_ONLN"),
+        topology=_topology(),
+        page_size=os.sysconf("SC_PAGE_SIZE"),
+        memory_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+    )
+
+
+def read_clock() -> Clock:
+    """Both clocks, read together: of a few tries, the one with the shortest gap between them."""
+    best: tuple[int, int, int] | None = None
+    for _ in range(5):
+        before = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
+        real = time.clock_gettime_ns(time.CLOCK_REALTIME)
+        after = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
+        if best is None or after - before < best[0]:
+            best = (after - before, (before + after) // 2, real)
+    assert best is not None
+    return Clock(monotonic_ns=best[1], realtime_ns=best[2])
+
+
+def _read(path: Path) -> str | None:
+    try:
+        return path.read_text().strip()
+    except OSError:
+        return None
+
+
+def _cpu_model() -> str | None:
+    fields: dict[str, str] = {}
+    for line in (_read(Path("/proc/cpuinfo")) or "").splitlines():
+        key, _, value = line.partition(":")
+        fields.setdefault(key.strip(), value.strip())
+    # arm64 boards have no "model name"; the device tree names the board instead.
+    board = (_read(Path("/proc/device-tree/model")) or "").strip("\0")
+    return fields.get("model name") or fields.get("Hardware") or board or None
+
+
+def _topology() -> dict[str, Any]:
+    """CPU id -> core, package, and the highest clock where the kernel tells it."""
+    cpus: dict[str, Any] = {}
+    for folder in sorted(_CPU.glob("cpu[0-9]*"), key=lambda p: int(p.name[3:])):
+        facts = {
+            "core": _read(folder / "topology/core_id"),
+            "package": _read(folder / "topology/physical_package_id"),
+            "max_khz": _read(folder / "cpufreq/cpuinfo_max_freq"),
+        }
+        numbers = {key: int(v) for key, v in facts.items() if v is not None and v.lstrip("-").isdigit()}
+        if numbers:
+            cpus[folder.name[3:]] = numbers
+    return {"cpus": cpus} if cpus else {}
