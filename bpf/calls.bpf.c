@@ -94,8 +94,24 @@ static __always_inline int pf_sample_end(struct pt_regs *ctx, u32 probe)
     return 0;
 }
 
-static __always_inline int pf_warmup(struct pt_regs *ctx, u32 probe)
+static __always_inline int pf_mark(struct pt_regs *ctx, u32 probe, s32 value)
 {
-    pf_end(PF_WARMUP, probe, PT_REGS_PARM2(ctx) & 1);
+    struct pf_mark m = {};
+    pf_header(&m.h, PF_WARMUP, 0, bpf_ktime_get_ns());
+    m.ctx = PT_REGS_PARM1(ctx);
+    m.probe = probe;
+    m.value = value;
+    pf_emit(&m, sizeof(m), PF_WARMUP);
     return 0;
+}
+
+static __always_inline int pf_warmup_set(struct pt_regs *ctx, u32 probe)
+{
+    return pf_mark(ctx, probe, PT_REGS_PARM2(ctx) & 1);
+}
+
+/* Programs that warm up reset the engine's own counters afterwards. */
+static __always_inline int pf_warmup_reset(struct pt_regs *ctx, u32 probe)
+{
+    return pf_mark(ctx, probe, PF_WARMUP_RESET);
 }

@@ -34,7 +34,7 @@ enum pf_kind {
     PF_TENSOR = 11,      /* pf_tensor: raw struct ggml_tensor, new or changed            */
     PF_BUFFER = 12,      /* pf_buffer: raw struct ggml_backend_buffer, new or changed    */
     PF_THREAD = 13,      /* pf_thread: first event of a thread                           */
-    PF_WARMUP = 14,      /* pf_end, value = on: llama_set_warmup                         */
+    PF_WARMUP = 14,      /* pf_mark: where warm-up begins or ends                        */
     PF_KIND_COUNT = 16,
 };
 
@@ -61,7 +61,20 @@ struct pf_call {
 struct pf_end {
     struct pf_hdr h;
     unsigned int probe;
-    int value;                   /* return value, or the flag of PF_WARMUP */
+    int value;                   /* return value */
+};
+
+enum pf_warmup {
+    PF_WARMUP_OFF = 0,           /* llama_set_warmup(ctx, false) */
+    PF_WARMUP_ON = 1,            /* llama_set_warmup(ctx, true) */
+    PF_WARMUP_RESET = 2,         /* llama_perf_context_reset(ctx): what ran before was not meant */
+};
+
+struct pf_mark {
+    struct pf_hdr h;
+    unsigned long long ctx;
+    unsigned int probe;
+    int value;                   /* enum pf_warmup */
 };
 
 struct pf_split {

@@ -93,6 +93,7 @@ class OpKind(IntEnum):
 
 
 CALL_ENCODE = 1
+WARMUP_OFF, WARMUP_ON, WARMUP_RESET = 0, 1, 2
 GRAPH_CHANGED = 1
 GRAPH_PARTIAL = 2
 OPS_LAST = 1
@@ -114,6 +115,7 @@ CALL = np.dtype(
     ]
 )
 END = np.dtype([*_H, ("probe", "<u4"), ("value", "<i4")])
+MARK = np.dtype([*_H, ("ctx", "<u8"), ("probe", "<u4"), ("value", "<i4")])
 SPLIT = np.dtype(
     [
         *_H,
@@ -163,7 +165,7 @@ FIXED: dict[Kind, np.dtype[np.void]] = {
     Kind.GRAPH_END: END,
     Kind.PTRS: PTRS,
     Kind.THREAD: THREAD,
-    Kind.WARMUP: END,
+    Kind.WARMUP: MARK,
 }
 
 
