@@ -27,6 +27,8 @@ from profinfer.tracefile.schema import (
     PTRS_LEAFS,
     PTRS_PER_RECORD,
     RING_DISCARD,
+    WARMUP_OFF,
+    WARMUP_ON,
     ChunkKind,
     Kind,
     OpKind,
@@ -328,8 +330,9 @@ class TraceBuilder:
         self.threads[str(tid)] = comm
         self.record(Kind.THREAD, tid, ts, comm.encode()[:15].ljust(16, b"\0"))
 
-    def warmup(self, tid: int, ts: int, on: bool, probe: int = 7) -> None:
-        self.record(Kind.WARMUP, tid, ts, struct.pack("<Ii", probe, on))
+    def warmup(self, tid: int, ts: int, value: int, *, ctx: int = 0xC0, probe: int = 7) -> None:
+        """``value``: schema.WARMUP_OFF, WARMUP_ON or WARMUP_RESET."""
+        self.record(Kind.WARMUP, tid, ts, struct.pack("<QIi", ctx, probe, value))
 
     def call_begin(
         self,
@@ -341,9 +344,10 @@ class TraceBuilder:
         pos_last: int = -1,
         ctx: int = 0xC0,
         probe: int = 0,
+        flags: int = 0,
     ) -> None:
         body = struct.pack("<QIiiiiI", ctx, probe, n_tokens, pos_first, pos_last, -1, 0)
-        self.record(Kind.CALL_BEGIN, tid, ts, body)
+        self.record(Kind.CALL_BEGIN, tid, ts, body, flags)
 
     def call_end(self, tid: int, ts: int, *, value: int = 0, probe: int = 0) -> None:
         self.record(Kind.CALL_END, tid, ts, struct.pack("<Ii", probe, value))
@@ -730,7 +734,7 @@ def sample_run(
     for phase, n_tokens, position, n_kv in calls:
         ts += 5_000
         if phase == "warmup":
-            builder.warmup(main, ts, True)
+            builder.warmup(main, ts, WARMUP_ON)
         begin = ts + 100
         builder.call_begin(
             main, begin, n_tokens=n_tokens, pos_first=position, pos_last=position + n_tokens - 1
@@ -748,7 +752,7 @@ def sample_run(
         run.definitions.append(graph)
         run.call_ns.append((begin, ts))
         if phase == "warmup":
-            builder.warmup(main, ts + 50, False)
+            builder.warmup(main, ts + 50, WARMUP_OFF)
         else:
             builder.sample_begin(main, ts + 100)
             builder.sample_end(main, ts + 600)
