@@ -63,7 +63,7 @@ class TraceWriter:
         self.bytes_written = 0
         self.ring_bytes = 0
         self.chunks = 0
-        self._failed: TraceError | None = None
+        self._failed: tuple[str, str | None] | None = None
         self._fd = _create(self.path, force)
         try:
             if uid != -1 or gid != -1:
@@ -89,9 +89,14 @@ class TraceWriter:
         parts = data if isinstance(data, list | tuple) else [data]
         views = [memoryview(part).cast("B") for part in parts]  # type: ignore[arg-type]
         size = sum(view.nbytes for view in views)
-        if size:
-            self._chunk(ChunkKind.RING, views)
-            self.ring_bytes += size
+        try:
+            if size:
+                self._chunk(ChunkKind.RING, views)
+                self.ring_bytes += size
+        finally:
+            # The traceback of an error must not keep the caller's ring buffer mapped.
+            for view in views:
+                view.release()
 
     def write_json(self, kind: ChunkKind, value: Mapping[str, Any]) -> None:
         """Append a JSON chunk (UPDATE, LOSS, NOTE).
@@ -138,7 +143,7 @@ class TraceWriter:
 
     def _chunk(self, kind: ChunkKind, views: list[memoryview]) -> None:
         if self._failed:
-            raise self._failed
+            raise TraceError(*self._failed)
         if self._fd < 0:
             raise TraceError(f"{self.path} is closed")
         length = crc = 0
@@ -153,20 +158,25 @@ class TraceWriter:
             with contextlib.suppress(OSError):
                 os.ftruncate(self._fd, self.bytes_written)
                 os.lseek(self._fd, self.bytes_written, os.SEEK_SET)
-            self._failed = self._error(error)
-            raise self._failed from error
+            failure = self._error(error)
+            self._failed = (failure.message, failure.hint)
+            raise failure from error
         self.chunks += 1
 
     def _append(self, parts: Sequence[Buffer]) -> None:
         """Write all parts, going on after short writes. Counts only what is complete."""
         rest = [memoryview(part).cast("B") for part in parts]
         total = sum(view.nbytes for view in rest)
-        while rest:
-            done = os.writev(self._fd, rest[:_IOV_MAX])
-            while rest and done >= rest[0].nbytes:
-                done -= rest.pop(0).nbytes
-            if done:
-                rest[0] = rest[0][done:]
+        try:
+            while rest:
+                done = os.writev(self._fd, rest[:_IOV_MAX])
+                while rest and done >= rest[0].nbytes:
+                    done -= rest.pop(0).nbytes
+                if done:
+                    rest[0] = rest[0][done:]
+        finally:
+            for view in rest:
+                view.release()
         self.bytes_written += total
 
     def _error(self, error: OSError) -> TraceError:
