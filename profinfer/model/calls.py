@@ -1,0 +1,269 @@
+"""Layer 5: calls, samples, splits and graphs as tables, with their phases and parents.
+
+Owns what a call means: warm-up, prefill, decode, which generation, which token. Loops over calls,
+never over operators. Must not import the analyses or above.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from profinfer.model.decode import Records, int64
+from profinfer.model.spans import Pairs, outermost, pair, parents
+from profinfer.tracefile import schema
+from profinfer.tracefile.metadata import TraceMetadata, Trailer
+from profinfer.tracefile.schema import Kind
+
+I64 = npt.NDArray[np.int64]
+PHASES = ("warmup", "prefill", "decode", "encode", "other")
+
+
+@dataclass(frozen=True)
+class Spans:
+    """Attributes:
+    calls: outermost calls into the model.
+    samples: outermost sampler calls.
+    splits: graph splits handed to backends.
+    graphs: graphs computed by the CPU backend; the index is the graph_id.
+    graph_row: GRAPH_BEGIN record of each graph.
+    unmatched: records without a partner, by what they are.
+    cut: spans that were still open when the recording ended, by what they are.
+    """
+
+    calls: pd.DataFrame
+    samples: pd.DataFrame
+    splits: pd.DataFrame
+    graphs: pd.DataFrame
+    graph_row: I64
+    unmatched: dict[str, int]
+    cut: dict[str, int]
+
+
+def _paired(records: Records, begin: Kind, end: Kind) -> tuple[Pairs, I64, I64, I64]:
+    """Pair one kind per thread and probe; returns the pairs, tid, begin and end of each span."""
+    b, e = records.rows[begin], records.rows[end]
+    keys = [int64(r["tid"]) << 32 | int64(r["probe"]) for r in (b, e)]
+    pairs = pair(int64(b["ts"]), keys[0], int64(e["ts"]), keys[1])
+    begins = int64(b["ts"])[pairs.begin]
+    ends = np.full(len(pairs.begin), records.last_ns, np.int64)
+    closed = pairs.end >= 0
+    ends[closed] = int64(e["ts"])[pairs.end[closed]]
+    return pairs, int64(b["tid"])[pairs.begin], begins, ends
+
+
+def build(records: Records, meta: TraceMetadata, trailer: Trailer | None) -> Spans:
+    """All spans but the operators."""
+    unmatched: dict[str, int] = {}
+    cut: dict[str, int] = {}
+    functions = {p.id: p.function for p in meta.plan.probes}
+
+    def note(what: str, pairs: Pairs) -> None:
+        unmatched[what] = pairs.unmatched
+        cut[what] = int((pairs.end < 0).sum())
+
+    pairs, tid, begin, end = _paired(records, Kind.CALL_BEGIN, Kind.CALL_END)
+    note("calls", pairs)
+    calls = _calls(records, pairs, tid, begin, end, functions)
+
+    pairs, tid, begin, end = _paired(records, Kind.SAMPLE_BEGIN, Kind.SAMPLE_END)
+    note("samples", pairs)
+    top = outermost(tid, begin, end)
+    probes = records.rows[Kind.SAMPLE_BEGIN]["probe"][pairs.begin][top]
+    samples = pd.DataFrame(
+        {
+            "sample_id": np.arange(int(top.sum()), dtype=np.int32),
+            "tid": tid[top].astype(np.int32),
+            "function": _named(probes, functions),
+            "begin_ns": begin[top],
+            "end_ns": end[top],
+        }
+    )
+
+    pairs, tid, begin, end = _paired(records, Kind.SPLIT_BEGIN, Kind.SPLIT_END)
+    note("splits", pairs)
+    splits = _splits(records, pairs, tid, begin, end, trailer, calls)
+
+    pairs, tid, begin, end = _paired(records, Kind.GRAPH_BEGIN, Kind.GRAPH_END)
+    note("graphs", pairs)
+    rows = records.rows[Kind.GRAPH_BEGIN][pairs.begin]
+    call = _parents(tid, begin, calls)
+    graphs = pd.DataFrame(
+        {
+            "graph_id": np.arange(len(rows), dtype=np.int32),
+            "tid": tid.astype(np.int32),
+            "cgraph": rows["cgraph"],
+            "def_id": np.full(len(rows), -1, np.int32),
+            "n_nodes": rows["n_nodes"].astype(np.int32),
+            "n_threads": rows["n_threads"].astype(np.int32),
+            "threads_seen": np.zeros(len(rows), np.int32),
+            "begin_ns": begin,
+            "end_ns": end,
+            "call_id": call,
+            "split_id": _parents(tid, begin, splits[splits["outermost"]]),
+            "phase": _phase_of(call, calls),
+            "walk_ns": int64(rows["walk_ns"]),
+            "partial": (rows["flags"] & schema.GRAPH_PARTIAL) != 0,
+            "cut": pairs.end < 0,
+            "complete": pairs.end >= 0,
+        }
+    )
+    return Spans(calls, samples, splits, graphs, pairs.begin, unmatched, cut)
+
+
+def _named(probes: npt.NDArray[np.uint32], functions: dict[int, str]) -> pd.Categorical:
+    return pd.Categorical([functions.get(p, f"probe {p}") for p in probes.tolist()])
+
+
+def _parents(tid: I64, begin: I64, table: pd.DataFrame) -> npt.NDArray[np.int32]:
+    """Id (first column) of the row of ``table`` that contains each begin, -1 if none."""
+    at = parents(
+        tid,
+        begin,
+        table["tid"].to_numpy(np.int64),
+        table["begin_ns"].to_numpy(),
+        table["end_ns"].to_numpy(),
+    )
+    ids = np.r_[table.iloc[:, 0].to_numpy(np.int32), np.int32(-1)]
+    return ids[at]
+
+
+def _phase_of(call: npt.NDArray[np.int32], calls: pd.DataFrame) -> pd.Categorical:
+    codes = np.r_[calls["phase"].cat.codes.to_numpy(), PHASES.index("other")][call]
+    return pd.Categorical.from_codes(codes, categories=list(PHASES))
+
+
+def _calls(
+    records: Records, pairs: Pairs, tid: I64, begin: I64, end: I64, functions: dict[int, str]
+) -> pd.DataFrame:
+    rows = records.rows[Kind.CALL_BEGIN][pairs.begin]
+    top = outermost(tid, begin, end)
+    tokens = {k: rows[k].astype(np.int64) for k in ("n_tokens", "pos_first", "pos_last")}
+    # A newer entry may wrap an older one: one call, and what either of them could read.
+    inner = np.flatnonzero(~top)
+    outer = np.flatnonzero(top)
+    owner = parents(tid[inner], begin[inner], tid[outer], begin[outer], end[outer])
+    for row, at in zip(inner.tolist(), owner.tolist(), strict=True):
+        for values in tokens.values():
+            if at >= 0 and values[outer[at]] < 0:
+                values[outer[at]] = values[row]
+    ends = records.rows[Kind.CALL_END]["value"]
+    ret = np.array([ends[e] if e >= 0 else 0 for e in pairs.end.tolist()], np.int64)
+    function = _named(rows["probe"][top], functions)
+    encode = (rows["flags"][top] & schema.CALL_ENCODE) != 0
+    encode |= np.array([f.endswith("_encode") for f in function], bool)
+    calls = pd.DataFrame(
+        {
+            "call_id": np.arange(len(outer), dtype=np.int32),
+            "tid": tid[top].astype(np.int32),
+            "ctx": rows["ctx"][top],
+            "function": function,
+            "begin_ns": begin[top],
+            "end_ns": end[top],
+            **{k: v[top] for k, v in tokens.items()},
+            "encode": encode,
+            "warmup": _in_warmup(records, tid[top], begin[top]),
+            "cut": (pairs.end < 0)[top],
+            "ret": ret[top],
+        }
+    )
+    return with_phases(calls)
+
+
+def _in_warmup(records: Records, tid: I64, begin: I64) -> npt.NDArray[np.bool_]:
+    """Calls between llama_set_warmup(on) and (off) of the same thread."""
+    marks = records.rows[Kind.WARMUP]
+    out = np.zeros(len(tid), bool)
+    for one in np.unique(marks["tid"]).tolist():
+        mine = np.sort(marks[marks["tid"] == one], order="ts")
+        at = np.searchsorted(int64(mine["ts"]), begin, side="right") - 1
+        out |= (tid == one) & (at >= 0) & (mine["value"][at] != 0)
+    return out
+
+
+def with_phases(calls: pd.DataFrame) -> pd.DataFrame:
+    """Add phase, generation and token_index by the rules of ``docs/metrics.md``.
+
+    Needs the columns ctx, n_tokens, pos_first, warmup, encode, in order of begin_ns.
+    """
+    phases: list[str] = []
+    generations: list[int] = []
+    indices: list[int] = []
+    last: dict[int, str] = {}  # ctx -> phase of its latest prefill or decode
+    generation: dict[int, int] = {}
+    token: dict[int, int] = {}
+    for ctx, n_tokens, pos, warm, encode in zip(
+        *(calls[c].tolist() for c in ("ctx", "n_tokens", "pos_first", "warmup", "encode")),
+        strict=True,
+    ):
+        index = -1
+        if warm:
+            phase = "warmup"
+        elif encode:
+            phase = "encode"
+        elif n_tokens < 1:
+            phase = "other"
+        elif n_tokens > 1 or pos == 0 or ctx not in last:
+            phase = "prefill"
+        else:
+            phase = "decode"
+        if phase == "prefill":
+            if last.get(ctx) != "prefill":
+                generation[ctx] = generation.get(ctx, -1) + 1
+                token[ctx] = 0
+            last[ctx] = phase
+        elif phase == "decode":
+            index = token[ctx]
+            token[ctx] += 1
+            last[ctx] = phase
+        phases.append(phase)
+        indices.append(index)
+        generations.append(generation.get(ctx, 0) if phase in ("prefill", "decode") else -1)
+    return calls.assign(
+        phase=pd.Categorical(phases, categories=list(PHASES)),
+        generation=np.array(generations, np.int32),
+        token_index=np.array(indices, np.int32),
+    )
+
+
+def _splits(
+    records: Records,
+    pairs: Pairs,
+    tid: I64,
+    begin: I64,
+    end: I64,
+    trailer: Trailer | None,
+    calls: pd.DataFrame,
+) -> pd.DataFrame:
+    rows = records.rows[Kind.SPLIT_BEGIN][pairs.begin]
+    functions = trailer.functions if trailer else {}
+    addresses = np.unique(rows["get_name"]).tolist()
+    names = {a: backend_name(functions.get(f"{a:x}", "")) for a in addresses}
+    guid = np.ascontiguousarray(rows["guid"]).tolist()
+    return pd.DataFrame(
+        {
+            "split_id": np.arange(len(rows), dtype=np.int32),
+            "tid": tid.astype(np.int32),
+            "backend": pd.Categorical([names[a] for a in rows["get_name"].tolist()]),
+            "guid": pd.Categorical([bytes(g).hex() for g in guid]),
+            "cgraph": rows["cgraph"],
+            "n_nodes": rows["n_nodes"].astype(np.int32),
+            "begin_ns": begin,
+            "end_ns": end,
+            "call_id": _parents(tid, begin, calls),
+            "outermost": outermost(tid, begin, end),
+            "cut": pairs.end < 0,
+        }
+    )
+
+
+def backend_name(symbol: str) -> str:
+    """``CPU`` from ``ggml_backend_cpu_get_name``; empty if the symbol tells nothing."""
+    found = symbol.removeprefix("_ZL").lstrip("0123456789").removeprefix("ggml_backend_")
+    for ending in ("_get_name", "_name"):
+        if ending in found:
+            return found.split(ending)[0].replace("_", " ").upper()
+    return ""

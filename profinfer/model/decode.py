@@ -1,0 +1,100 @@
+"""Layer 5: the records of a trace file as arrays, one set per kind, in stream order.
+
+Owns nothing but the hand-over from the reader. Must not import pandas or anything above.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from profinfer.tracefile.reader import TraceReader
+from profinfer.tracefile.schema import OPS, Kind
+
+Rows = npt.NDArray[np.void]
+I64 = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Records:
+    """Every record of a trace but the operators' own clocks is used as the kernel wrote it.
+
+    Attributes:
+        rows: structured rows per kind, in stream order.
+        order: place of each row in the stream, per kind.
+        tensors: TENSOR rows with their ``raw`` bytes.
+        buffers: BUFFER rows with their ``raw`` bytes.
+        batches: ``schema.OPS`` rows, in stream order.
+        batch_first: index into ``op_dt`` of each batch's first record.
+        op_dt: nanoseconds since the batch's own time, one per operator record.
+        op_what: kind and argument, one per operator record.
+        first_ns: earliest time of any record, 0 without records.
+        last_ns: latest time of any record.
+    """
+
+    rows: dict[Kind, Rows]
+    order: dict[Kind, I64]
+    tensors: Rows
+    buffers: Rows
+    batches: Rows
+    batch_first: I64
+    op_dt: npt.NDArray[np.uint32]
+    op_what: npt.NDArray[np.uint32]
+    first_ns: int
+    last_ns: int
+
+
+_FIXED = (
+    Kind.CALL_BEGIN,
+    Kind.CALL_END,
+    Kind.SAMPLE_BEGIN,
+    Kind.SAMPLE_END,
+    Kind.SPLIT_BEGIN,
+    Kind.SPLIT_END,
+    Kind.GRAPH_BEGIN,
+    Kind.GRAPH_END,
+    Kind.PTRS,
+    Kind.THREAD,
+    Kind.WARMUP,
+)
+
+
+def decode(reader: TraceReader) -> Records:
+    """Take every record out of ``reader``."""
+    rows: dict[Kind, Rows] = {}
+    order: dict[Kind, I64] = {}
+    for kind in _FIXED:
+        order[kind], rows[kind] = reader.fixed(kind)
+    order[Kind.TENSOR], tensors = reader.tensors()
+    order[Kind.BUFFER], buffers = reader.buffers()
+    ops = reader.ops()
+    order[Kind.OPS] = ops.order
+    batches = ops.batches.copy()
+    batches["n"] = ops.counts
+    first = np.cumsum(ops.counts) - ops.counts
+    times = reader.records().ts
+    last = int(times.max()) if len(times) else 0
+    if len(ops.ops):
+        ends = (first + ops.counts - 1)[ops.counts > 0]
+        tail = batches["ts"][ops.counts > 0].astype(np.int64) + ops.ops["dt"][ends]
+        last = max(last, int(tail.max()))
+    return Records(
+        rows=rows,
+        order=order,
+        tensors=tensors,
+        buffers=buffers,
+        batches=batches if len(batches) else np.zeros(0, OPS),
+        batch_first=first,
+        op_dt=np.ascontiguousarray(ops.ops["dt"]),
+        op_what=np.ascontiguousarray(ops.ops["what"]),
+        first_ns=int(times.min()) if len(times) else 0,
+        last_ns=last,
+    )
+
+
+def int64(values: npt.NDArray[Any]) -> I64:
+    """Unsigned times and ids as int64, which all arithmetic of the model uses."""
+    return values.astype(np.int64)

@@ -1,0 +1,68 @@
+"""Layer 5: everything that is missing or was not understood, counted in one place.
+
+Must not import the analyses or above.
+"""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from profinfer.model.calls import Spans
+from profinfer.model.definitions import Definitions
+from profinfer.model.nodes import NodeTables
+from profinfer.model.operators import Operators
+from profinfer.model.visits import Visits
+from profinfer.tracefile import schema
+from profinfer.tracefile.reader import TraceReader
+from profinfer.tracefile.schema import Kind
+
+
+def _counter(reader: TraceReader, slot: int) -> int:
+    return reader.counters[slot] if slot < len(reader.counters) else 0
+
+
+def operators_lost(reader: TraceReader) -> bool:
+    """Whether the BPF program says that operator records are missing."""
+    slots = (schema.CNT_OP_LOST, schema.CNT_NO_SLOT, schema.CNT_LOST + Kind.OPS)
+    return any(_counter(reader, slot) for slot in slots)
+
+
+def tally(
+    reader: TraceReader,
+    spans: Spans,
+    definitions: Definitions,
+    nodes: NodeTables,
+    ops: Operators,
+    visits: Visits,
+    graphs: pd.DataFrame,
+) -> dict[str, int]:
+    """Counts by kind. A key that begins with ``lost_`` is what the ring buffer refused."""
+    out = {
+        f"lost_{kind.name.lower()}": _counter(reader, schema.CNT_LOST + kind)
+        for kind in Kind
+        if _counter(reader, schema.CNT_LOST + kind)
+    }
+    out |= {f"missing_{k.name.lower()}": n for k, n in reader.missing_records().items()}
+    out |= {
+        "lost_op_records": _counter(reader, schema.CNT_OP_LOST),
+        "no_slot": _counter(reader, schema.CNT_NO_SLOT),
+        "unreadable": _counter(reader, schema.CNT_UNREADABLE),
+        "too_many_nodes": _counter(reader, schema.CNT_TOO_MANY_NODES),
+        "missing_batches": visits.lost_batches,
+        "backwards_events": visits.backwards,
+        **{f"unmatched_{what}": n for what, n in spans.unmatched.items()},
+        **{f"cut_{what}": n for what, n in spans.cut.items()},
+        "unread_nodes": definitions.unreadable,
+        "implausible_nodes": definitions.implausible,
+        "unknown_ops": nodes.unknown_ops,
+        "undefined_graphs": int((graphs["def_id"] < 0).sum()) if len(nodes.nodes) else 0,
+        "orphan_ops": ops.orphans,
+        "undefined_ops": ops.undefined,
+        "bad_index_ops": ops.bad_index,
+        "disordered_ops": ops.disorder,
+        "clipped_ops": ops.clipped,
+        "ambiguous_ops": ops.ambiguous,
+        "incomplete_graphs": int((~graphs["complete"]).sum()),
+        "file_problems": len(reader.problems) + (not reader.complete),
+    }
+    return out

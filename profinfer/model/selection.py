@@ -1,0 +1,78 @@
+"""Layer 5: which calls, graphs and nodes a view covers, and the sentence that says so.
+
+Must not import the analyses or above.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+Mask = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Selection:
+    """A part of a trace.
+
+    Attributes:
+        phase: prefill, decode, encode, warmup or other; None for several.
+        calls: mask over the calls table.
+        graphs: mask over the graphs table.
+        nodes: mask over the nodes table.
+        n_tokens: tokens of the selected calls.
+        warmup_excluded: warm-up calls were left out; false also when there are none.
+        filters: what else narrows it, for the description.
+        narrowed: the nodes are a part of each graph, so that gaps and shares of it mean nothing.
+    """
+
+    phase: str | None
+    calls: Mask
+    graphs: Mask
+    nodes: Mask
+    n_tokens: int
+    warmup_excluded: bool
+    filters: tuple[str, ...] = ()
+    narrowed: bool = False
+
+    @property
+    def n_calls(self) -> int:
+        """Selected calls."""
+        return int(self.calls.sum())
+
+    @property
+    def n_graphs(self) -> int:
+        """Selected graphs."""
+        return int(self.graphs.sum())
+
+    @property
+    def empty(self) -> bool:
+        """Whether nothing was selected."""
+        return not (self.calls.any() or self.graphs.any())
+
+    @property
+    def description(self) -> str:
+        """Phase, number of tokens and graphs, filters, and whether warm-up is in it."""
+        parts = [f"{self.phase or 'all phases'}: {_count(self.n_tokens, 'token')}"]
+        if len(self.calls):
+            parts.append(_count(self.n_calls, "call"))
+        if len(self.graphs):
+            parts.append(_count(self.n_graphs, "graph"))
+        parts.extend(self.filters)
+        if self.warmup_excluded:
+            parts.append("warm-up excluded")
+        return ", ".join(parts)
+
+    def rows(self, table: pd.DataFrame) -> pd.DataFrame:
+        """The rows of an ops or op_walls table that are selected."""
+        mask = self.graphs[table["graph_id"].to_numpy()]
+        if self.narrowed:
+            mask &= self.nodes[table["node_id"].to_numpy()]
+        return table[mask]
+
+
+def _count(n: int, what: str) -> str:
+    return f"{n:,} {what}{'' if n == 1 else 's'}"

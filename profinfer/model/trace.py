@@ -1,0 +1,333 @@
+"""Layer 5: a trace with meaning: metadata and tables, each built when it is first asked for.
+
+Owns the tables' columns (``docs/metrics.md`` lists them). Times are int64 nanoseconds of
+CLOCK_MONOTONIC. Must not import the analyses or anything above, nor bcc, elftools or capstone.
+"""
+
+from __future__ import annotations
+
+import os
+from functools import cached_property
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from profinfer.model import calls as calls_module
+from profinfer.model import definitions, nodes, operators, visits
+from profinfer.model.decode import Records, decode
+from profinfer.model.losses import tally
+from profinfer.model.roles import Roles
+from profinfer.model.selection import Selection
+from profinfer.model.tokens import counted
+from profinfer.tracefile.metadata import TraceMetadata
+from profinfer.tracefile.reader import TraceReader
+from profinfer.tracefile.schema import Kind
+
+TABLES = (
+    "calls",
+    "samples",
+    "splits",
+    "graphs",
+    "nodes",
+    "edges",
+    "ops",
+    "op_walls",
+    "threads",
+)
+
+
+class Trace:
+    """One recorded run.
+
+    Attributes:
+        path: the file.
+        reader: the open file.
+        meta: its metadata.
+    """
+
+    def __init__(self, reader: TraceReader) -> None:
+        """Wrap an open reader; nothing is decoded yet."""
+        self.path: Path = reader.path
+        self.reader = reader
+        self.meta: TraceMetadata = reader.meta
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str]) -> Self:
+        """Open a trace file.
+
+        Raises:
+            TraceError: the file is not a trace that this version can read.
+        """
+        return cls(TraceReader(path))
+
+    # -- tables ------------------------------------------------------------------------------
+
+    @property
+    def tables(self) -> dict[str, pd.DataFrame]:
+        """Every table by name; builds those that are not built yet."""
+        return {name: getattr(self, name) for name in TABLES}
+
+    @property
+    def calls(self) -> pd.DataFrame:
+        """One row per call of llama_decode and its like; nested calls are folded."""
+        return self._spans.calls
+
+    @property
+    def samples(self) -> pd.DataFrame:
+        """One row per outermost sampler call."""
+        return self._spans.samples
+
+    @property
+    def splits(self) -> pd.DataFrame:
+        """One row per part of a graph handed to a backend."""
+        return self._spans.splits
+
+    @cached_property
+    def graphs(self) -> pd.DataFrame:
+        """One row per ggml_graph_compute, what its operators tell included."""
+        told = self._operators.graphs
+        graphs = self._spans.graphs
+        has_ops = self.meta.plan.ops.mode != "none"
+        complete = graphs["complete"].to_numpy() & ~graphs["partial"].to_numpy()
+        if has_ops:
+            fewer = told.threads < graphs["n_threads"].to_numpy()
+            # OpenMP may give fewer threads than asked for; a loss may hide one.
+            complete = complete & told.covered & ~(fewer & self._ops_lost)
+        return graphs.assign(
+            threads_seen=told.threads.astype(np.int32),
+            enter_ns=told.enter,
+            release_ns=told.release,
+            complete=complete,
+        )
+
+    @property
+    def nodes(self) -> pd.DataFrame:
+        """One row per node of each distinct graph definition."""
+        return self._nodes.nodes
+
+    @property
+    def edges(self) -> pd.DataFrame:
+        """One row per source of each node."""
+        return self._nodes.edges
+
+    @cached_property
+    def ops(self) -> pd.DataFrame:
+        """One row per operator and thread; compute is end - begin, wait is release - end."""
+        rows = self._operators.rows
+        return pd.DataFrame(
+            {
+                "graph_id": rows.graph,
+                "node_id": rows.node,
+                "fused": rows.fused,
+                "tid": rows.tid,
+                "begin_ns": rows.begin,
+                "end_ns": rows.end,
+                "release_ns": rows.release,
+                "complete": rows.complete,
+            },
+            copy=False,
+        )
+
+    @cached_property
+    def op_walls(self) -> pd.DataFrame:
+        """One row per operator of a graph, all threads together, in order of execution."""
+        walls = self._operators.walls
+        return pd.DataFrame(
+            {
+                "graph_id": walls.graph,
+                "node_id": walls.node,
+                "fused": walls.fused,
+                "begin_ns": walls.begin,
+                "release_ns": walls.release,
+                "threads": walls.threads,
+                "compute_max": walls.compute_max,
+                "compute_sum": walls.compute_sum,
+                "wait_sum": walls.wait_sum,
+                "complete": walls.complete,
+            },
+            copy=False,
+        )
+
+    @cached_property
+    def threads(self) -> pd.DataFrame:
+        """One row per thread that left any record."""
+        ops = self._operators.rows
+        index = self.reader.records()
+        tids = np.unique(index.tid).astype(np.int64)
+        at = np.searchsorted(tids, ops.tid)
+        compute = np.zeros(len(tids), np.int64)
+        wait = np.zeros(len(tids), np.int64)
+        np.add.at(compute, at, ops.end - ops.begin)
+        np.add.at(wait, at, ops.release - ops.end)
+        order = np.argsort(index.tid, kind="stable")
+        starts = np.searchsorted(index.tid[order], tids)
+        ts = index.ts[order]
+        last = np.maximum.reduceat(ts, starts) if len(tids) else ts
+        np.maximum.at(last, at, ops.end)
+        return pd.DataFrame(
+            {
+                "tid": tids.astype(np.int32),
+                "name": [self._thread_names.get(t, "") for t in tids.tolist()],
+                "ops": np.bincount(at, minlength=len(tids)),
+                "compute_ns": compute,
+                "wait_ns": wait,
+                "first_ns": np.minimum.reduceat(ts, starts) if len(tids) else ts,
+                "last_ns": last,
+            }
+        )
+
+    @cached_property
+    def losses(self) -> dict[str, int]:
+        """What is missing or could not be understood, by kind; all zero for a sound trace."""
+        return tally(self.reader, self._spans, self._definitions, self._nodes, self._operators,
+                     self._visits, self.graphs)  # fmt: skip
+
+    @property
+    def problems(self) -> list[str]:
+        """What is wrong with the file itself, as sentences."""
+        out = list(self.reader.problems)
+        if not self.reader.complete and not any("trailer" in p for p in out):
+            out.append("the recording did not finish: the file has no trailer")
+        return out
+
+    @property
+    def tokens_from_graphs(self) -> int:
+        """Calls whose number of tokens was not read, but taken from their graphs."""
+        return self._counted[1]
+
+    @property
+    def op_health(self) -> operators.Operators:
+        """The operators as arrays, with the counts of what did not fit."""
+        return self._operators
+
+    @property
+    def visits(self) -> visits.Visits:
+        """Each thread's passes through graphs."""
+        return self._visits
+
+    # -- selection ---------------------------------------------------------------------------
+
+    def select(
+        self,
+        *,
+        phase: str | None = None,
+        tokens: tuple[int, int] | None = None,
+        op: str | None = None,
+        layer: tuple[int, int] | None = None,
+        warmup: bool = False,
+    ) -> Selection:
+        """The part of the trace that a view is to cover.
+
+        Args:
+            phase: only calls of this phase; None takes all.
+            tokens: only decode calls whose token_index lies in [a, b).
+            op: only nodes of this operator type.
+            layer: only nodes whose layer lies in [a, b).
+            warmup: keep warm-up calls when ``phase`` is None.
+        """
+        calls, graphs = self.calls, self.graphs
+        kept = np.ones(len(calls), bool)
+        phases = calls["phase"].to_numpy()
+        warm = phases == "warmup"
+        filters: list[str] = []
+        if phase is not None:
+            kept &= phases == phase
+        elif not warmup:
+            kept &= ~warm
+        if tokens is not None:
+            index = calls["token_index"].to_numpy()
+            kept &= (index >= tokens[0]) & (index < tokens[1])
+            filters.append(f"tokens {tokens[0]}:{tokens[1]}")
+        parent = graphs["call_id"].to_numpy()
+        kept_graphs = np.r_[kept, False][parent]
+        if tokens is None:
+            loose = parent < 0
+            if phase in (None, "other"):
+                kept_graphs |= loose
+        nodes_kept = np.ones(len(self.nodes), bool)
+        if op is not None:
+            nodes_kept &= self.nodes["op"].to_numpy() == op
+            filters.append(f"op {op}")
+        if layer is not None:
+            layers = self.nodes["layer"].to_numpy()
+            nodes_kept &= (layers >= layer[0]) & (layers < layer[1])
+            one = layer[1] == layer[0] + 1
+            filters.append(f"layer {layer[0]}" if one else f"layers {layer[0]}:{layer[1]}")
+        return Selection(
+            phase=phase,
+            calls=kept,
+            graphs=kept_graphs,
+            nodes=nodes_kept,
+            n_tokens=int(calls["n_tokens"].to_numpy()[kept].clip(min=0).sum()),
+            warmup_excluded=bool(warm.any()) and phase is None and not warmup,
+            filters=tuple(filters),
+            narrowed=op is not None or layer is not None,
+        )
+
+    # -- inside ------------------------------------------------------------------------------
+
+    @cached_property
+    def _records(self) -> Records:
+        return decode(self.reader)
+
+    @cached_property
+    def _definitions(self) -> definitions.Definitions:
+        return definitions.build(self._records, self.meta.engine)
+
+    @cached_property
+    def _nodes(self) -> nodes.NodeTables:
+        return nodes.build(self._definitions, self.meta.engine, Roles.load())
+
+    @cached_property
+    def _counted(self) -> tuple[calls_module.Spans, int]:
+        spans = calls_module.build(self._records, self.meta, self.reader.trailer)
+        def_id = self._definitions.of_graph[spans.graph_row]
+        spans.graphs["def_id"] = def_id
+        return counted(spans, self._nodes.nodes)
+
+    @property
+    def _spans(self) -> calls_module.Spans:
+        return self._counted[0]
+
+    @cached_property
+    def _split(self) -> tuple[visits.Events, visits.Visits]:
+        graphs = self._spans.graphs
+        end = graphs["end_ns"].to_numpy().copy()
+        end[graphs["cut"].to_numpy()] = np.iinfo(np.int64).max
+        spans = visits.GraphSpans(graphs["cgraph"].to_numpy(), graphs["begin_ns"].to_numpy(), end)
+        return visits.split(self._records, spans)
+
+    @property
+    def _visits(self) -> visits.Visits:
+        return self._split[1]
+
+    @cached_property
+    def _operators(self) -> operators.Operators:
+        events, passes = self._split
+        def_id: npt.NDArray[np.int32] = self._spans.graphs["def_id"].to_numpy()
+        out = operators.build(events, passes, def_id, self._nodes.index, self.meta.plan.ops)
+        # The flat events are the largest arrays, and no table needs them any more.
+        nothing = visits.Events(events.ts[:0], events.kind[:0], events.arg[:0], events.visit[:0])
+        self.__dict__["_split"] = (nothing, passes)
+        return out
+
+    @cached_property
+    def _ops_lost(self) -> bool:
+        from profinfer.model.losses import operators_lost
+
+        return self._visits.lost_batches > 0 or operators_lost(self.reader)
+
+    @cached_property
+    def _thread_names(self) -> dict[int, str]:
+        rows = self._records.rows[Kind.THREAD]
+        names = {
+            int(t): c.decode("utf-8", "replace")
+            for t, c in zip(rows["tid"].tolist(), rows["comm"].tolist(), strict=True)
+        }
+        trailer = self.reader.trailer
+        if trailer:
+            names |= {int(t): n for t, n in trailer.threads.items() if t.isdigit() and n}
+        return names
