@@ -1,0 +1,175 @@
+"""The whole way on a real llama.cpp with a real model, checked against the engine's own words."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from profinfer.model.trace import Trace
+
+pytestmark = pytest.mark.e2e
+
+PROMPT = "The quick brown fox jumps over the lazy dog and then"
+TIMING = re.compile(
+    r"(prompt eval|eval) time =\s+([\d.]+) ms /\s+(\d+) (?:tokens|runs).*?([\d.]+) tokens per second"
+)
+NODE = re.compile(
+    r"eval:\s+(?P<name>.+?) = \((?P<type>\w+)\)\s+(?P<op>\w+)\((?P<srcs>.*)\) = \{(?P<ne>[\d, ]+)\}"
+)
+
+
+@dataclass
+class Run:
+    trace: Trace
+    stderr: str
+
+
+def _command(llama_bin: Path, program: str, model: Path, *more: str) -> list[str]:
+    return [str(llama_bin / program), "-m", str(model), "-t", "2", "-p", PROMPT, *more]
+
+
+@pytest.fixture(scope="module")
+def run(
+    tmp_path_factory: pytest.TempPathFactory,
+    llama_bin: Path,
+    smollm2: Path,
+    run_profinfer: Callable[..., subprocess.CompletedProcess[str]],
+) -> Run:
+    path = tmp_path_factory.mktemp("e2e") / "trace.pf"
+    command = _command(llama_bin, "llama-completion", smollm2, "-n", "64", "-no-cnv", "--temp", "0")
+    done = run_profinfer("record", "-o", str(path), "--", *command)
+    assert done.returncode == 0, done.stderr
+    return Run(Trace.open(path), done.stderr)
+
+
+def test_nothing_is_lost_and_every_record_is_understood(run: Run) -> None:
+    lost = {name: n for name, n in run.trace.losses.items() if n}
+    assert lost == {}
+    assert run.trace.problems == []
+
+
+def test_every_node_runs_once_per_thread(run: Run) -> None:
+    """Every non-empty node of every graph, exactly once on each thread that ran the graph."""
+    t = run.trace
+    assert bool(t.graphs["complete"].all())
+    computed = t.nodes[~t.nodes["empty"]]
+    per_def = computed.groupby("def_id").size()
+    expected = t.graphs["def_id"].map(per_def) * t.graphs["threads_seen"]
+    covered = t.ops.groupby("graph_id")["fused"].sum()
+    assert (t.graphs.set_index("graph_id").index == covered.index).all()
+    np.testing.assert_array_equal(covered.to_numpy(), expected.to_numpy())
+    # Once each, not twice here and never there.
+    assert not t.ops.duplicated(["graph_id", "node_id", "tid"]).any()
+    assert (t.graphs["threads_seen"] == 2).all()
+
+
+def test_compute_wait_and_gaps_explain_the_graphs(run: Run) -> None:
+    t = run.trace
+    walls = t.op_walls.groupby("graph_id").agg(first=("begin_ns", "min"), last=("release_ns", "max"))
+    wall_sum = (
+        (t.op_walls["release_ns"] - t.op_walls["begin_ns"]).groupby(t.op_walls["graph_id"]).sum()
+    )
+    graphs = t.graphs.set_index("graph_id")
+    span = graphs["end_ns"] - graphs["begin_ns"]
+    gaps = (walls["first"] - graphs["begin_ns"]) + (graphs["end_ns"] - walls["last"])
+    assert ((wall_sum + gaps) / span).min() >= 0.98
+    # The gaps are the explanation of little: nearly all of a graph is operators.
+    assert wall_sum.sum() / span.sum() >= 0.95
+    # And on each thread compute + wait fill the time between its first and last operator.
+    ops = t.ops
+    busy = (ops["release_ns"] - ops["begin_ns"]).groupby([ops["graph_id"], ops["tid"]]).sum()
+    ends = ops.groupby(["graph_id", "tid"]).agg(a=("begin_ns", "min"), b=("release_ns", "max"))
+    assert (busy / (ends["b"] - ends["a"])).min() >= 0.98
+
+
+def test_tokens_and_speed_agree_with_the_engine(run: Run) -> None:
+    """llama.cpp prints its own counts and tokens per second; ours differ by at most 2 %."""
+    printed = {m[0]: (float(m[1]), int(m[2]), float(m[3])) for m in TIMING.findall(run.stderr)}
+    assert set(printed) == {"prompt eval", "eval"}
+    calls = run.trace.calls
+    for phase, name in (("prefill", "prompt eval"), ("decode", "eval")):
+        ours = calls[calls["phase"] == phase]
+        _, count, speed = printed[name]
+        assert ours["n_tokens"].sum() == count
+        seconds = (ours["end_ns"] - ours["begin_ns"]).sum() / 1e9
+        assert count / seconds == pytest.approx(speed, rel=0.02)
+
+
+def test_warm_up_is_told_apart(run: Run) -> None:
+    phases = run.trace.calls["phase"].value_counts()
+    assert phases["warmup"] == 1
+    assert phases["prefill"] == 1
+    assert phases["decode"] == 63
+
+
+def test_decode_positions_grow_by_one(run: Run) -> None:
+    calls = run.trace.calls
+    decode = calls[calls["phase"] == "decode"]
+    assert (np.diff(decode["pos_first"]) == 1).all()
+    assert (decode["pos_first"] == decode["pos_last"]).all()
+
+
+def test_sampling_is_seen(run: Run) -> None:
+    assert len(run.trace.samples) == 64
+    spent = (run.trace.samples["end_ns"] - run.trace.samples["begin_ns"]).sum()
+    assert spent > 0
+
+
+def test_graph_agrees_with_the_engines_own_dump(run: Run, llama_bin: Path, smollm2: Path) -> None:
+    """Names, operators, types, shapes and order against llama-eval-callback, node by node."""
+    said = subprocess.run(
+        _command(llama_bin, "llama-eval-callback", smollm2, "-n", "1", "--no-warmup"),
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=120,
+    )
+    theirs = [m.groupdict() for m in map(NODE.search, (said.stdout + said.stderr).splitlines()) if m]
+    t = run.trace
+    prefill = t.graphs[t.graphs["phase"] == "prefill"].iloc[0]
+    ours = t.nodes[t.nodes["def_id"] == prefill["def_id"]].sort_values("idx")
+    assert len(ours) == len(theirs) > 900
+    for mine, his in zip(ours.itertuples(), theirs, strict=True):
+        assert mine.name == his["name"], f"node {mine.idx}"
+        # The engine prints a gated or unary operator by its function, e.g. SWIGLU for GLU.
+        assert his["op"] in (mine.op, mine.params), f"node {mine.idx}"
+        assert mine.type == his["type"], f"node {mine.idx}"
+        ne = [int(x) for x in his["ne"].split(",")]
+        assert [mine.ne0, mine.ne1, mine.ne2, mine.ne3] == ne, f"node {mine.idx}"
+        source = re.match(r"(.*?)\{([\d, ]+)\}", his["srcs"])
+        if source:
+            assert mine.src0_name == source[1], f"node {mine.idx}"
+            want = [int(x) for x in source[2].split(",")]
+            have = [int(x) for x in str(mine.src0_ne).split("x")]
+            assert have + [1] * (4 - len(have)) == want, f"node {mine.idx}"
+
+
+def test_the_growing_kv_cache_is_seen(
+    tmp_path: Path,
+    llama_bin: Path,
+    smollm2: Path,
+    run_profinfer: Callable[..., subprocess.CompletedProcess[str]],
+) -> None:
+    """Attention reads a KV cache that grows in steps of 256 cells: its shape must follow."""
+    path = tmp_path / "kv.pf"
+    command = _command(
+        llama_bin, "llama-completion", smollm2, "-n", "280", "-no-cnv", "--temp", "0", "--ignore-eos"
+    )
+    done = run_profinfer("record", "-o", str(path), "--", *command)
+    assert done.returncode == 0, done.stderr
+    t = Trace.open(path)
+    calls = t.calls[t.calls["phase"] == "decode"].set_index("call_id")
+    attention = t.nodes[t.nodes["op"] == "FLASH_ATTN_EXT"].drop_duplicates("def_id")
+    n_kv = attention.set_index("def_id")["src1_ne"].str.split("x").str[1].astype(int)
+    graphs = t.graphs[t.graphs["phase"] == "decode"]
+    seen = graphs["def_id"].map(n_kv).to_numpy()
+    need = graphs["call_id"].map(calls["pos_last"]).to_numpy() + 1
+    assert (seen >= need).all()
+    assert (seen - need < 256).all()
+    assert sorted(set(seen)) == [256, 512]
