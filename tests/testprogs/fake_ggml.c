@@ -20,12 +20,11 @@ enum { MAX_CALLS = 1 << 16, MAX_DEFS = 256 };
 
 static struct fake_options opt = {.threads = 2, .prompt = 7, .tokens = 16, .layers = 2,
                                   .generations = 1, .kv_pad = 4, .base_us = 20, .splits = 1,
-                                  .sample_us = 30, .crash_call = -1, .uid = true, .pos = true,
-                                  .warmup = true};
+                                  .sample_us = 30, .crash_call = -1, .uid = true, .pos = true};
 static int contexts = 1;
 static double seconds;
 static bool want_ops = true;
-static const char *mode = "normal", *out_path;
+static const char *mode = "normal", *warmup = "reset", *out_path;
 static volatile sig_atomic_t stop;
 
 struct call { int n, first, last, generation, def; bool warmup; uint64_t begin, end; };
@@ -98,7 +97,6 @@ static void sample(struct worker *w) {
 static void fork_child(void) {
     if (fork() != 0) return;
     struct fake_options o = opt;
-    o.warmup = false;
     struct worker w = {.ctx = llama_init_fake(&o), .call = calloc(MAX_CALLS, sizeof(struct call)),
                        .n_defs = MAX_DEFS};
     for (int i = 0; i < 3; i++) decode(&w, 1, i, 0, false);
@@ -113,11 +111,11 @@ static void *work(void *data) {
     w->call = calloc(MAX_CALLS, sizeof *w->call);
     w->sample = calloc(MAX_CALLS, sizeof *w->sample);
     w->defs_file = open_memstream(&w->defs, &w->defs_len);
-    if (opt.warmup) {
-        llama_set_warmup(w->ctx, true);
-        decode(w, 2, 0, -1, true);
-        llama_set_warmup(w->ctx, false);
-    }
+    bool set = strcmp(warmup, "set") == 0; /* engines before 2026 tell the context so */
+    if (set) llama_set_warmup(w->ctx, true);
+    if (strcmp(warmup, "none") != 0) decode(w, 2, 0, -1, true);
+    if (set) llama_set_warmup(w->ctx, false);
+    if (strcmp(warmup, "none") != 0) llama_perf_context_reset(w->ctx);
     for (int g = 0; !stop && (seconds > 0 ? fake_now() < until : g < opt.generations); g++) {
         decode(w, opt.prompt, 0, g, false);
         sample(w);
@@ -174,8 +172,8 @@ static void on_interrupt(int sig) {
 static const char usage[] =
     "usage: fake_ggml [--threads N] [--prompt N] [--tokens N] [--layers N] [--generations N]\n"
     "  [--contexts N] [--splits N] [--kv-pad N] [--base-us N] [--sample-us N] [--seconds T]\n"
-    "  [--mode normal|crash|exit3|idle|fork] [--no-uid] [--no-pos] [--no-warmup] [--no-ops]\n"
-    "  [--tail] [--vary] [--out FILE]\n";
+    "  [--mode normal|crash|exit3|idle|fork] [--warmup reset|set|none] [--no-uid] [--no-pos]\n"
+    "  [--no-ops] [--tail] [--vary] [--out FILE]\n";
 
 int main(int argc, char **argv) {
     static const struct option options[] = {
@@ -183,7 +181,7 @@ int main(int argc, char **argv) {
         {"layers", 1, 0, 'l'}, {"generations", 1, 0, 'g'}, {"contexts", 1, 0, 'c'},
         {"splits", 1, 0, 's'}, {"kv-pad", 1, 0, 'k'}, {"base-us", 1, 0, 'b'},
         {"sample-us", 1, 0, 'a'}, {"seconds", 1, 0, 'T'}, {"mode", 1, 0, 'm'},
-        {"no-uid", 0, 0, 'U'}, {"no-pos", 0, 0, 'P'}, {"no-warmup", 0, 0, 'W'},
+        {"no-uid", 0, 0, 'U'}, {"no-pos", 0, 0, 'P'}, {"warmup", 1, 0, 'W'},
         {"no-ops", 0, 0, 'O'}, {"tail", 0, 0, 'i'}, {"vary", 0, 0, 'v'}, {"out", 1, 0, 'o'}, {0}};
     for (int o; (o = getopt_long(argc, argv, "", options, NULL)) != -1;) {
         switch (o) {
@@ -201,7 +199,7 @@ int main(int argc, char **argv) {
             case 'm': mode = optarg; break;
             case 'U': opt.uid = false; break;
             case 'P': opt.pos = false; break;
-            case 'W': opt.warmup = false; break;
+            case 'W': warmup = optarg; break;
             case 'O': want_ops = false; break;
             case 'i': opt.tail = true; break;
             case 'v': opt.vary = true; break;
@@ -218,7 +216,9 @@ int main(int argc, char **argv) {
         puts("{\"pid\": 0, \"contexts\": []}");
         return 0;
     }
-    if (strcmp(mode, "crash") == 0) opt.crash_call = opt.warmup + 1 + opt.tokens / 2;
+    if (strcmp(mode, "crash") == 0) {
+        opt.crash_call = (strcmp(warmup, "none") != 0) + 1 + opt.tokens / 2;
+    }
     signal(SIGINT, on_interrupt);
 
     struct worker *w = calloc((size_t)contexts, sizeof *w);

@@ -195,7 +195,7 @@ enum ggml_status ggml_graph_compute(struct ggml_cgraph *cgraph, struct ggml_cpla
 struct fake_options {
     int threads, prompt, tokens, layers, generations, kv_pad, base_us, splits, sample_us;
     int crash_call;
-    bool uid, pos, tail, vary, warmup;
+    bool uid, pos, tail, vary;
 };
 struct llama_context {
     struct fake_options o;
@@ -209,12 +209,13 @@ struct llama_context {
     struct ggml_backend_buffer buf[3]; /* by usage */
     int built_tokens, built_kv, built_layers;
     uint64_t builds;
-    int n_past;
+    int n_past, n_resets;
     bool warmup;
 };
 struct llama_context *llama_init_fake(const struct fake_options *o);
 int32_t llama_decode(struct llama_context *ctx, struct llama_batch batch);
 void llama_set_warmup(struct llama_context *ctx, bool warmup);
+void llama_perf_context_reset(struct llama_context *ctx);
 int32_t llama_sampler_sample(void *smpl, struct llama_context *ctx, int32_t idx);
 
 #define AT(type, field, offset) _Static_assert(offsetof(struct type, field) == offset, #type "." #field)

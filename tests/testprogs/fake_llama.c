@@ -186,6 +186,7 @@ __attribute__((noinline)) int32_t llama_decode(lctx *ctx, struct llama_batch bat
     return (int32_t)ggml_backend_sched_graph_compute_async(&ctx->sched, &ctx->graph);
 }
 __attribute__((noinline)) void llama_set_warmup(lctx *ctx, bool warmup) { ctx->warmup = warmup; }
+__attribute__((noinline)) void llama_perf_context_reset(lctx *ctx) { ctx->n_resets++; }
 __attribute__((noinline)) int32_t llama_sampler_sample(void *smpl, lctx *ctx, int32_t idx) {
     (void)smpl;
     fake_spin_until(fake_now() + (uint64_t)ctx->o.sample_us * 1000u);
