@@ -1,0 +1,243 @@
+"""Layer 1: machine code as neutral instructions; the only module that imports capstone.
+
+Owns decoding and register naming: every register is known by its full name (``rdi`` for
+edi, di and dil; ``x0`` for w0), so that flow analysis need not know the aliases. Which
+instruction a probe is put on is decided in ``sites``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+
+import capstone
+from capstone import arm64_const, x86_const
+
+from profinfer.elf.symbols import ElfImage
+
+
+@dataclass(frozen=True, slots=True)
+class Reg:
+    """A register operand: full name and the bytes of it that are used."""
+
+    name: str
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Imm:
+    """A constant operand."""
+
+    value: int
+
+
+@dataclass(frozen=True, slots=True)
+class Mem:
+    """A memory operand; a pc-relative one has its address in ``disp`` and no base.
+
+    ``segment`` is set for thread-local accesses (fs, gs), whose address is not known.
+    """
+
+    base: str | None
+    index: str | None
+    scale: int
+    disp: int
+    size: int
+    segment: bool = False
+
+
+Operand = Reg | Imm | Mem
+
+
+@dataclass(frozen=True, slots=True)
+class Insn:
+    """One instruction.
+
+    Attributes:
+        flow: ``call``, ``jmp``, ``jcc``, ``ret``, ``trap`` or ``""`` for straight-line code.
+        target: where a direct call or jump goes, or None.
+        slot: address of the pointer that an indirect call through a fixed slot reads.
+        writes: full names of the registers changed, implicit ones included.
+    """
+
+    address: int
+    raw: bytes
+    mnemonic: str
+    text: str
+    operands: tuple[Operand, ...]
+    writes: frozenset[str]
+    flow: str
+    target: int | None
+    slot: int | None
+
+    @property
+    def end(self) -> int:
+        """Address of the next instruction."""
+        return self.address + len(self.raw)
+
+
+class Decoder:
+    """Decodes the code of one image, keeping what was decoded."""
+
+    def __init__(self, image: ElfImage) -> None:
+        self.image = image
+        self._x86 = image.machine == "x86_64"
+        if self._x86:
+            self._engine = capstone.Cs(capstone.CS_ARCH_X86, capstone.CS_MODE_64)
+        else:
+            self._engine = capstone.Cs(capstone.CS_ARCH_ARM64, capstone.CS_MODE_ARM)
+        self._engine.detail = True
+        self._known: dict[int, Insn | None] = {}
+
+    def at(self, address: int) -> Insn | None:
+        """The instruction at an address, or None if it is no valid one."""
+        if address not in self._known:
+            self._known[address] = self._decode(address)
+        return self._known[address]
+
+    def straight(self, begin: int, end: int) -> Iterator[Insn]:
+        """Instructions one after another in [begin, end).
+
+        Bytes that do not decode are skipped one by one (jump tables inside code).
+        """
+        at = begin
+        while at < end:
+            insn = self.at(at)
+            if insn is None:
+                at += 1 if self._x86 else 4
+                continue
+            yield insn
+            at = insn.end
+
+    def call_name(self, insn: Insn) -> str | None:
+        """Name of the function a call or jump goes to, through PLT stubs and GOT slots."""
+        if insn.target is not None:
+            return self.image.call_name(insn.target)
+        if insn.slot is not None:
+            pointer = self.image.pointer(insn.slot)
+            return pointer if isinstance(pointer, str) else self.image.slots.get(insn.slot)
+        return None
+
+    def _decode(self, address: int) -> Insn | None:
+        try:
+            raw = self.image.read(address, 16)
+        except ValueError:
+            return None
+        found = next(self._engine.disasm(raw, address, count=1), None)
+        if found is None:
+            return None
+        return self._x86_insn(found) if self._x86 else self._arm_insn(found)
+
+    def _x86_insn(self, i: capstone.CsInsn) -> Insn:
+        operands: list[Operand] = []
+        for op in i.operands:
+            if op.type == x86_const.X86_OP_REG:
+                operands.append(Reg(full_name(i.reg_name(op.reg)), op.size))
+            elif op.type == x86_const.X86_OP_IMM:
+                operands.append(Imm(op.imm))
+            else:
+                base = i.reg_name(op.mem.base) if op.mem.base else None
+                index = i.reg_name(op.mem.index) if op.mem.index else None
+                disp = op.mem.disp
+                if base == "rip":
+                    base, disp = None, disp + i.address + i.size
+                operands.append(
+                    Mem(
+                        full_name(base) if base else None,
+                        full_name(index) if index else None,
+                        op.mem.scale,
+                        disp,
+                        op.size,
+                        op.mem.segment in (x86_const.X86_REG_FS, x86_const.X86_REG_GS),
+                    )
+                )
+        flow = ""
+        if i.group(capstone.CS_GRP_CALL):
+            flow = "call"
+        elif i.group(capstone.CS_GRP_RET):
+            flow = "ret"
+        elif i.group(capstone.CS_GRP_JUMP):
+            flow = "jmp" if i.id == x86_const.X86_INS_JMP else "jcc"
+        elif i.id in (x86_const.X86_INS_UD2, x86_const.X86_INS_HLT, x86_const.X86_INS_INT3):
+            flow = "trap"
+        target = slot = None
+        if flow in ("call", "jmp", "jcc") and operands:
+            first = operands[-1]
+            if isinstance(first, Imm):
+                target = first.value
+            elif isinstance(first, Mem) and not first.base and not first.index:
+                slot = first.disp
+        return self._insn(i, operands, flow, target, slot)
+
+    def _arm_insn(self, i: capstone.CsInsn) -> Insn:
+        operands: list[Operand] = []
+        for op in i.operands:
+            if op.type == arm64_const.ARM64_OP_REG:
+                name = i.reg_name(op.reg)
+                operands.append(Reg(full_name(name), 4 if name.startswith("w") else 8))
+            elif op.type == arm64_const.ARM64_OP_IMM:
+                operands.append(Imm(op.imm))
+            elif op.type == arm64_const.ARM64_OP_MEM:
+                base = full_name(i.reg_name(op.mem.base)) if op.mem.base else None
+                index = full_name(i.reg_name(op.mem.index)) if op.mem.index else None
+                operands.append(Mem(base, index, 1 << op.shift.value, op.mem.disp, 8))
+        name = i.mnemonic
+        flow = ""
+        if name in ("bl", "blr"):
+            flow = "call"
+        elif name in ("ret", "retaa", "retab"):
+            flow = "ret"
+        elif name in ("b", "br"):
+            flow = "jmp"
+        elif name.startswith("b.") or name in ("cbz", "cbnz", "tbz", "tbnz"):
+            flow = "jcc"
+        elif name in ("brk", "udf"):
+            flow = "trap"
+        target = None
+        if flow in ("call", "jmp", "jcc") and operands and isinstance(operands[-1], Imm):
+            target = operands[-1].value
+        return self._insn(i, operands, flow, target, None)
+
+    @staticmethod
+    def _insn(
+        i: capstone.CsInsn,
+        operands: list[Operand],
+        flow: str,
+        target: int | None,
+        slot: int | None,
+    ) -> Insn:
+        _read, written = i.regs_access()
+        return Insn(
+            address=i.address,
+            raw=bytes(i.bytes),
+            mnemonic=i.mnemonic,
+            text=f"{i.mnemonic} {i.op_str}".strip(),
+            operands=tuple(operands),
+            writes=frozenset(full_name(i.reg_name(r)) for r in written),
+            flow=flow,
+            target=target,
+            slot=slot,
+        )
+
+
+_LEGACY = {"a": "rax", "b": "rbx", "c": "rcx", "d": "rdx"}
+
+
+@lru_cache(maxsize=512)
+def full_name(name: str) -> str:
+    """The whole register a name is a part of: eax -> rax, r8d -> r8, sil -> rsi, w3 -> x3."""
+    if name[0] == "w" and name[1:].isdigit():
+        return "x" + name[1:]
+    if name in ("wzr", "wsp"):
+        return name[1:]
+    if len(name) == 2 and name[0] in _LEGACY and name[1] in "xhl":
+        return _LEGACY[name[0]]
+    if name[0] == "e" and len(name) == 3:
+        return "r" + name[1:]
+    stem = name.rstrip("l")
+    if stem in ("si", "di", "bp", "sp"):
+        return "r" + stem
+    if name[0] == "r" and name[1:-1].isdigit() and name[-1] in "dwb":
+        return name[:-1]
+    return name

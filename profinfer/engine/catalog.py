@@ -1,0 +1,57 @@
+"""Layer 1: the engine's data files as frozen objects.
+
+Owns the reading of the TOML files beside it. Imports the standard library only, because the
+model uses it on machines that record nothing.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from dataclasses import asdict, dataclass, field
+from functools import cache
+from importlib import resources
+from typing import Any
+
+
+def load_from(package: str, name: str) -> dict[str, Any]:
+    """A TOML file that lies in a package, parsed."""
+    return tomllib.loads(resources.files(package).joinpath(name).read_text("utf-8"))
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Offsets in bytes of the struct fields that are read; a field the engine lacks is absent.
+
+    Attributes:
+        id: name of the layout in ``layouts.toml``.
+        evidence: where it was read, and what in the binary agreed with it.
+        tensor_size: sizeof(struct ggml_tensor).
+        buffer_size: bytes of struct ggml_backend_buffer that are read, a multiple of 8.
+        tensor, cgraph, cplan, backend, buffer, batch, batch_ext: field -> offset.
+        flags: name of a tensor flag -> bit.
+    """
+
+    id: str
+    evidence: str
+    tensor_size: int
+    buffer_size: int
+    tensor: dict[str, int]
+    cgraph: dict[str, int]
+    cplan: dict[str, int]
+    backend: dict[str, int]
+    buffer: dict[str, int]
+    batch: dict[str, int]
+    batch_ext: dict[str, int] = field(default_factory=dict)
+    flags: dict[str, int] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """The layout as the trace's metadata keeps it."""
+        return asdict(self)
+
+
+@cache
+def layouts() -> tuple[Layout, ...]:
+    """Every known layout, newest first."""
+    return tuple(
+        Layout(**table) for table in load_from("profinfer.engine", "layouts.toml")["layout"]
+    )

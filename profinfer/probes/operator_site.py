@@ -1,0 +1,298 @@
+"""Layer 2: where one operator of the graph loop ends, found in the machine code.
+
+The loop that every thread of a graph runs is, in the engine's source,
+
+    for (node_n = 0; node_n < cgraph->n_nodes && ...; node_n++) {
+        node = cgraph->nodes[node_n];
+        ... compute ...
+        if (node_n + 1 < cgraph->n_nodes) ggml_barrier(tp);      // older: always
+    }
+    ggml_barrier(tp);                                            // newer only
+
+A `call ggml_barrier` is the loop's own if a path from it, free of other calls, compares
+something with ``cgraph->n_nodes`` and loads ``cgraph->nodes[next]`` with the same ``next``
+and the same ``cgraph``. Then ``next`` is the ended node's index + 1 by the loop's meaning,
+and the place that held it at the call (register or stack slot, plus a constant) gives the
+index to a probe: a proof for this build, not a match of known bytes.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+
+from profinfer.elf.disasm import Decoder, Insn
+from profinfer.elf.flow import Path, State, Value, paths
+from profinfer.elf.symbols import ElfImage, Function
+
+BARRIER = "ggml_barrier"
+LOOP_FUNCTIONS = (
+    "ggml_graph_compute_thread",
+    "ggml_graph_compute_secondary_thread",
+    "ggml_graph_compute",
+)
+
+
+@dataclass(frozen=True)
+class Location:
+    """Where a value lies when a probe fires: a register, then pointers to follow.
+
+    ``Location("r12", ())`` is the register itself; ``Location("rsp", (8,))`` is the memory
+    at rsp + 8; each further number is added to the value read so far and read from again.
+    """
+
+    register: str
+    offsets: tuple[int, ...] = ()
+
+    def __str__(self) -> str:
+        text = self.register
+        for offset in self.offsets:
+            text = f"[{text}{offset:+#x}]" if offset else f"[{text}]"
+        return text
+
+
+@dataclass(frozen=True)
+class LoopSite:
+    """The loop's own barrier call in one function.
+
+    Attributes:
+        function: the function (or clone) that holds the loop.
+        entry: its entry address.
+        end: address of the `call ggml_barrier` that ends an operator.
+        index: the loop index at that call; index == node + bias.
+        cgraph: the graph pointer at that call.
+        leave: address of the barrier call after the loop, or None.
+        barrier_always: the loop calls the barrier after the last node too.
+        proof: what was seen, for people.
+    """
+
+    function: Function
+    entry: int
+    end: int
+    index: Location
+    bias: int
+    cgraph: Location
+    leave: int | None
+    barrier_always: bool
+    proof: str
+
+
+def loop_functions(image: ElfImage) -> list[Function]:
+    """Functions that may hold the graph loop, the likeliest first."""
+    found: dict[int, Function] = {}
+    for name in LOOP_FUNCTIONS:
+        for f in image.clones(name):
+            found.setdefault(f.address, f)
+    return list(found.values())
+
+
+def functions_by_calls(decoder: Decoder, callee: str, least: int = 2) -> list[Function]:
+    """Functions of a stripped image that call ``callee`` at least ``least`` times.
+
+    Their bounds come from unwind data and their names are made of the address. The search
+    looks for the bytes of direct calls only, which is quick on large files.
+    """
+    image = decoder.image
+    targets = {a for a, name in image.stubs.items() if name == callee}
+    own = image.function(callee)
+    if own:
+        targets.add(own.address)
+    counts: Counter[tuple[int, int]] = Counter()
+    for section in image.sections:
+        if not (section.executable and section.has_bytes and section.name.startswith(".text")):
+            continue
+        raw = image.table(section.name)
+        at = raw.find(b"\xe8")
+        while at >= 0 and image.machine == "x86_64":
+            here = section.address + at
+            target = here + 5 + int.from_bytes(raw[at + 1 : at + 5], "little", signed=True)
+            if target in targets:
+                bounds = image.bounds(here)
+                if bounds:
+                    counts[bounds] += 1
+            at = raw.find(b"\xe8", at + 1)
+    found = []
+    for (begin, end), n in sorted(counts.items()):
+        if n >= least:
+            f = image.function_at(begin)
+            named = (
+                f if f and f.address == begin else Function(f"sub_{begin:x}", begin, end - begin)
+            )
+            found.append(named)
+    return found
+
+
+def find_loop_sites(
+    decoder: Decoder, function: Function, *, n_nodes: int, nodes: int
+) -> list[LoopSite]:
+    """The loop's own barrier calls in a function, proven; empty if there is none.
+
+    Args:
+        decoder: of the function's image.
+        function: where to look.
+        n_nodes: offset of ``ggml_cgraph::n_nodes`` in bytes.
+        nodes: offset of ``ggml_cgraph::nodes`` in bytes.
+    """
+    bounds = decoder.image.bounds(function.address)
+    if bounds is None:
+        return []
+    calls = [
+        insn
+        for insn in decoder.straight(*bounds)
+        if insn.flow == "call" and _calls_barrier(decoder, insn)
+    ]
+    found = []
+    for call in calls:
+        site = _prove(decoder, function, call, n_nodes, nodes)
+        if site is not None:
+            found.append(site)
+    return found
+
+
+def _calls_barrier(decoder: Decoder, insn: Insn) -> bool:
+    name = decoder.call_name(insn)
+    return name is not None and name.split(".", 1)[0] == BARRIER
+
+
+def _prove(
+    decoder: Decoder, function: Function, call: Insn, n_nodes: int, nodes: int
+) -> LoopSite | None:
+    state = State(decoder.image.machine)
+    state.call()
+    followed = list(paths(decoder, call.end, state))
+    proven = {found for path in followed if (found := _next_node(path, n_nodes, nodes)) is not None}
+    if len(proven) != 1:
+        return None  # no proof, or two that contradict each other
+    following, cgraph_value = next(iter(proven))
+    index = location(Value(0, following.terms))
+    cgraph = location(cgraph_value)
+    if index is None or cgraph is None:
+        return None
+    leave = _leave(decoder, call, followed, n_nodes, cgraph_value)
+    guarded = _guarded(decoder, function, call, n_nodes)
+    return LoopSite(
+        function=function,
+        entry=function.address,
+        end=call.address,
+        index=index,
+        bias=1 - following.const,
+        cgraph=cgraph,
+        leave=leave,
+        barrier_always=not guarded,
+        proof=(
+            f"after the call the next node is {index}{following.const:+d}, compared with "
+            f"n_nodes and loaded from nodes of {cgraph}"
+        ),
+    )
+
+
+def _next_node(path: Path, n_nodes: int, nodes: int) -> tuple[Value, Value] | None:
+    """(index of the next node, cgraph) if the path loads the next node after the loop test."""
+    tests = {}
+    for c in path.compares:
+        for count, other in ((c.left, c.right), (c.right, c.left)):
+            cgraph = _field_owner(count, n_nodes)
+            if cgraph is not None and other.atom is not None:
+                tests.setdefault((other, cgraph))
+    for _insn, address, size in path.loads:
+        if size != 8:
+            continue
+        for following, cgraph in tests:
+            if _is_element(address, following, cgraph, nodes):
+                return following, cgraph
+    return None
+
+
+def _field_owner(value: Value, offset: int) -> Value | None:
+    """The pointer X if the value is exactly ``*(X + offset)``."""
+    address = value.load()
+    return address.plus(Value(-offset)) if address is not None else None
+
+
+def _is_element(address: Value, index: Value, cgraph: Value, nodes: int) -> bool:
+    """Whether ``address`` is ``cgraph->nodes + 8 * index``."""
+    rest = address.plus(index, -8)
+    owner = _field_owner(rest, nodes)
+    return owner is not None and _plain(owner) == _plain(cgraph)
+
+
+def _plain(value: Value) -> str:
+    return repr(value)
+
+
+def _leave(
+    decoder: Decoder, call: Insn, followed: list[Path], n_nodes: int, cgraph: Value
+) -> int | None:
+    """The barrier call that the loop's exit runs into."""
+    ends = {
+        path.end.address
+        for path in followed
+        if path.end is not None
+        and path.end.address != call.address
+        and path.end.flow == "call"
+        and _calls_barrier(decoder, path.end)
+        and any(
+            _field_owner(v, n_nodes) == cgraph for c in path.compares for v in (c.left, c.right)
+        )
+    }
+    return next(iter(ends)) if len(ends) == 1 else None
+
+
+def _guarded(decoder: Decoder, function: Function, call: Insn, n_nodes: int) -> bool:
+    """Whether a comparison with a field at ``n_nodes`` decides if the loop's barrier is called.
+
+    Looks at every conditional jump of the function with such a comparison before it, one of
+    whose sides runs straight into the call.
+    """
+    bounds = decoder.image.bounds(function.address)
+    assert bounds is not None
+    window: list[Insn] = []
+    for insn in decoder.straight(*bounds):
+        if insn.flow == "jcc" and insn.target is not None:
+            if any(_mentions(w, n_nodes) for w in window[-4:]) and any(
+                _runs_into(decoder, side, call.address) for side in (insn.target, insn.end)
+            ):
+                return True
+        if insn.flow:
+            window.clear()
+        else:
+            window.append(insn)
+    return False
+
+
+def _mentions(insn: Insn, offset: int) -> bool:
+    return any(
+        getattr(op, "disp", None) == offset and getattr(op, "base", None) not in (None, "rsp")
+        for op in insn.operands
+    )
+
+
+def _runs_into(decoder: Decoder, at: int, goal: int, limit: int = 12) -> bool:
+    for _ in range(limit):
+        if at == goal:
+            return True
+        insn = decoder.at(at)
+        if insn is None or insn.flow in ("ret", "jcc", "call", "trap"):
+            return False
+        if insn.flow == "jmp":
+            if insn.target is None:
+                return False
+            at = insn.target
+        else:
+            at = insn.end
+    return False
+
+
+def location(value: Value) -> Location | None:
+    """Where a value can be read when the probe fires; None if it is no plain chain of
+    registers and memory."""
+    atom = value.atom
+    if atom is None or value.const:
+        return None
+    if atom[0] == "reg":
+        return Location(str(atom[1]))
+    if atom[0] != "mem" or not isinstance(atom[1], Value):
+        return None
+    inner = atom[1]
+    base = location(Value(0, inner.terms))
+    return Location(base.register, (*base.offsets, inner.const)) if base else None

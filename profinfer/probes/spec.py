@@ -1,0 +1,41 @@
+"""Layer 2: what a wanted probe is, before any program was looked at.
+
+Owns the vocabulary of roles and levels. Imports nothing of profinfer.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntEnum
+
+
+class Level(IntEnum):
+    """How deep to look; each level includes the ones before it."""
+
+    token = 1
+    graph = 2
+    op = 3
+
+
+@dataclass(frozen=True)
+class ProbeSpec:
+    """A function to probe.
+
+    Attributes:
+        role: what its events mean; the capture layer has one handler a role.
+        names: symbols, in order of preference; a trailing ``*`` takes any symbol beginning so.
+        level: the least level that wants it.
+        images: roles of the images it may be in (``modules.ROLES``), empty for any.
+        arguments: how many argument registers the handler reads.
+        stack_arguments: the handler reads an argument from the stack.
+        returns: the return is probed too.
+        every: probe each of ``names`` that exists, not the first only.
+    """
+
+    role: str
+    names: tuple[str, ...]
+    level: Level
+    arguments: int = 0
+    stack_arguments: bool = False
+    returns: bool = False
+    every: bool = False
