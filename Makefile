@@ -1,0 +1,64 @@
+# Two commands on a fresh Debian 12 or Ubuntu 24.04, as root: `make demo` and `make test`.
+# What they install and build is kept in $(PROFINFER_CACHE), outside the checkout.
+
+SHELL := /bin/bash
+export PROFINFER_CACHE ?= $(HOME)/.cache/profinfer
+PY := $(PROFINFER_CACHE)/python/bin/python
+# This checkout's code, also in child processes, whatever the environment points at.
+export PYTHONPATH := $(CURDIR)
+PYTEST := $(PY) -m pytest
+SETUP := @tools/setup.sh
+ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint format types unit golden-check golden test-bpf e2e setup python models \
+	clean clean-cache
+
+help: ## show this list
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@echo "  Cache: $(PROFINFER_CACHE) (set PROFINFER_CACHE to move it); ARGS=... goes to pytest"
+
+demo: setup ## record a real SmolLM2 run, print its report, write its Perfetto timeline
+	@tools/demo.sh
+
+define LINT
+$(PY) -m ruff check .
+$(PY) -m ruff format --check .
+@for script in tools/*.sh .ci/run; do bash -n $$script || exit 1; done
+endef
+TYPES := $(PY) -m mypy
+
+test: setup ## lint, types and every tier of tests; here a skipped bpf or e2e test is a failure
+	$(LINT)
+	$(TYPES)
+	$(PYTEST) --require-all $(ARGS)
+lint: python ## ruff, format check, shell syntax
+	$(LINT)
+format: python ## rewrite the sources in the project's format
+	$(PY) -m ruff check --fix .
+	$(PY) -m ruff format .
+types: python ## mypy --strict on profinfer/
+	$(TYPES)
+unit: python ## tests without root, BCC or the engine
+	$(PYTEST) -m "not bpf and not e2e" $(ARGS)
+golden-check: python ## compare the golden outputs
+	$(PYTEST) tests/golden $(ARGS)
+golden: python ## rewrite the golden outputs; read the diff before you commit it
+	$(PYTEST) tests/golden --update-golden $(ARGS)
+test-bpf: python ## root: record the C test program
+	$(PYTEST) -m bpf --require-all $(ARGS)
+e2e: setup ## root: record the real llama.cpp
+	$(PYTEST) -m e2e --require-all $(ARGS)
+
+setup: ## packages, virtual environment, llama.cpp, model; seconds when already there
+	$(SETUP) apt python llama model
+python:
+	$(SETUP) apt python
+models: python ## write the tiny test models to ./models
+	$(PY) tools/make_models.py models
+
+clean: ## remove what tools leave in the checkout
+	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist models *.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+clean-cache: ## remove what setup installed and built
+	cd "$(PROFINFER_CACHE)" && rm -rf python stamps logs demo models download-* llama.cpp-*
