@@ -262,18 +262,19 @@ def _inc(state: State, insn: Insn) -> bool:
 
 
 def _shl(state: State, insn: Insn) -> bool:
-    if len(insn.operands) != 2 or not isinstance(insn.operands[1], Imm):
+    count = insn.operands[-1]
+    if len(insn.operands) != 2 or not isinstance(count, Imm):
         return False
-    target, count = insn.operands
+    target = insn.operands[0]
     state.store(target, state.operand(target).times(1 << (count.value & 63)))
     return True
 
 
 def _imul(state: State, insn: Insn) -> bool:
-    if len(insn.operands) != 3 or not isinstance(insn.operands[2], Imm):
+    factor = insn.operands[-1]
+    if len(insn.operands) != 3 or not isinstance(factor, Imm):
         return False
-    target, source, factor = insn.operands
-    state.store(target, state.operand(source).times(factor.value))
+    state.store(insn.operands[0], state.operand(insn.operands[1]).times(factor.value))
     return True
 
 

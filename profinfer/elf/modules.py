@@ -76,7 +76,7 @@ def open_program(program: str | Path, *, library_path: str | None = None) -> Pro
     search = os.environ.get("LD_LIBRARY_PATH", "") if library_path is None else library_path
     found: dict[Path, ElfImage] = {main.path: main}
     missing: list[str] = []
-    queue = [(main, (main.rpath,))]
+    queue: list[tuple[ElfImage, tuple[str, ...]]] = [(main, (main.rpath,))]
     while queue:
         image, inherited = queue.pop(0)
         for name in image.needed:

@@ -132,8 +132,10 @@ class _Reader:
     def names(
         self, image: EngineImage, address: int, others: dict[str, tuple[EngineImage, int]]
     ) -> tuple[str, ...]:
-        """Strings of a pointer table, up to its end: by its symbol, the next table, or the
-        first entry that is no name."""
+        """Strings of a pointer table.
+
+        It ends where its symbol says, at the next table, or at the first entry that is no name.
+        """
         size = image.elf.objects.get(address)
         ends = {a for i, a in others.values() if i is image and a > address}
         found: list[str] = []

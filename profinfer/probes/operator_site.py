@@ -188,7 +188,7 @@ def _prove(
 
 def _next_node(path: Path, n_nodes: int, nodes: int) -> tuple[Value, Value] | None:
     """(index of the next node, cgraph) if the path loads the next node after the loop test."""
-    tests = {}
+    tests: dict[tuple[Value, Value], None] = {}
     for c in path.compares:
         for count, other in ((c.left, c.right), (c.right, c.left)):
             cgraph = _field_owner(count, n_nodes)
@@ -284,8 +284,10 @@ def _runs_into(decoder: Decoder, at: int, goal: int, limit: int = 12) -> bool:
 
 
 def location(value: Value) -> Location | None:
-    """Where a value can be read when the probe fires; None if it is no plain chain of
-    registers and memory."""
+    """Where a value can be read when the probe fires.
+
+    None if it is no plain chain of registers and memory.
+    """
     atom = value.atom
     if atom is None or value.const:
         return None

@@ -241,15 +241,14 @@ class _Draft:
         self.skipped.append(Skipped(function, role, reason))
 
     def find(self, name: str) -> Iterator[tuple[EngineImage, Function]]:
-        """Functions of this name (``prefix*`` too) in all images, those of the longest code
-        first: a name may be defined twice, once as a forwarding stub."""
+        """Functions of this name, or beginning with it (``prefix*``), in all images."""
         for image in self.images:
             if name.endswith("*"):
                 for f in image.elf.functions.values():
                     if f.name.startswith(name[:-1]) and "." not in f.name:
                         yield image, f
-            elif f := image.elf.function(name):
-                yield image, f
+            elif exact := image.elf.function(name):
+                yield image, exact
 
     def add_spec(self, spec: ProbeSpec) -> None:
         """Probe what a spec names, or remember why not."""
@@ -300,7 +299,8 @@ class _Draft:
             kind=kind,
             insn=site.insn,
             emulated=site.emulated,
-            cost_ns=hit_cost(site.emulated, kind),
+            # A second probe on the same instruction shares its trap.
+            cost_ns=hit_cost(site.emulated, kind, shared=self._occupied(image, site)),
             stack_delta=site.stack_delta,
             index=index,
             cgraph=cgraph,
@@ -308,6 +308,10 @@ class _Draft:
         )
         self.probes.append(probe)
         return probe
+
+    def _occupied(self, image: EngineImage, site: Site) -> bool:
+        path = str(image.elf.path)
+        return any(p.path == path and p.address == site.address for p in self.probes)
 
     # --- operators ------------------------------------------------------------------------
     def add_operators(self, layout: Layout) -> OpsPlan:
@@ -414,8 +418,10 @@ def _costs() -> dict[str, Any]:
     return load_from("profinfer.probes", "costs.toml")
 
 
-def hit_cost(emulated: str | None, kind: str) -> int:
+def hit_cost(emulated: str | None, kind: str, *, shared: bool = False) -> int:
     """Estimated nanoseconds of one hit, before the recorder's own work."""
     costs = _costs()
     base = costs["emulated"][emulated] if emulated else costs["stepped"]["any"]
+    if shared:
+        base = 0
     return int(base + (costs["return"]["added"] if kind == "uretprobe" else 0))
