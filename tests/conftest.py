@@ -26,6 +26,7 @@ CACHE = Path(os.environ.get("PROFINFER_CACHE") or Path.home() / ".cache" / "prof
 LLAMA_BIN = CACHE / "llama.cpp-0.3.36" / "build" / "bin"
 SMOLLM2 = CACHE / "models" / "SmolLM2-135M-Instruct.Q4_1.gguf"
 GOLDEN = REPO / "tests" / "golden"
+TERMINAL = {"COLUMNS": "80", "NO_COLOR": "1", "TERM": "dumb"}
 
 # Bits of /proc/self/status CapEff.
 _CAP_SYS_ADMIN, _CAP_PERFMON, _CAP_BPF = 21, 38, 39
@@ -111,9 +112,8 @@ def _reason(longrepr: Any) -> str:
 @pytest.fixture(autouse=True)
 def fixed_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     """80 columns and no colour, whatever terminal the tests run in."""
-    monkeypatch.setenv("COLUMNS", "80")
-    monkeypatch.setenv("NO_COLOR", "1")
-    monkeypatch.setenv("TERM", "dumb")
+    for name, value in TERMINAL.items():
+        monkeypatch.setenv(name, value)
 
 
 @pytest.fixture
@@ -152,23 +152,25 @@ class RunProfinfer(Protocol):
     ) -> subprocess.CompletedProcess[str]: ...  # fmt: skip
 
 
-@pytest.fixture
-def run_profinfer(tmp_path: Path) -> RunProfinfer:
-    """Runs ``profinfer ARGS`` as a child, in ``tmp_path`` unless told otherwise.
+@pytest.fixture(scope="session")
+def run_profinfer(tmp_path_factory: pytest.TempPathFactory) -> RunProfinfer:
+    """Runs ``profinfer ARGS`` as a child, in a temporary folder unless told otherwise.
 
     Never raises for a bad exit status: the test looks at ``returncode``, ``stdout``, ``stderr``.
     ``env`` adds to the environment; the invoking user of a sudo is hidden, so that the target runs
     as root and can write where the test does.
     """
+    elsewhere = tmp_path_factory.mktemp("cwd")
 
     def run(
         *args: str | Path, cwd: Path | None = None, env: dict[str, str] | None = None,
         timeout: float = 120, input: str | None = None,
     ) -> subprocess.CompletedProcess[str]:  # fmt: skip
         clean = {k: v for k, v in os.environ.items() if not k.startswith("SUDO_")}
+        clean |= TERMINAL | {"PYTHONPATH": str(REPO)}
         return subprocess.run(
             [sys.executable, "-m", "profinfer", *map(str, args)],
-            cwd=cwd or tmp_path, env=clean | {"PYTHONPATH": str(REPO)} | (env or {}),
+            cwd=cwd or elsewhere, env=clean | (env or {}),
             timeout=timeout, input=input, capture_output=True, text=True, check=False,
         )  # fmt: skip
 
