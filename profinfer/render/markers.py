@@ -1,0 +1,175 @@
+"""Layer 7: what a timeline shows beside its threads: rates, first tokens, losses, provenance.
+
+Owns the tracks of the process. May import numpy and pandas; must not import the command line.
+"""
+
+from __future__ import annotations
+
+import shlex
+
+import numpy as np
+import pandas as pd
+
+from profinfer.render.packets import Packets, Track
+from profinfer.render.timeline import Timeline, ints
+from profinfer.render.trackevent import Ints, Spans
+
+_COMM_LEN = 15  # the kernel keeps that much of a thread's name
+
+
+def threads_of(timeline: Timeline) -> dict[int, Track]:
+    """Thread id -> track, for every thread of any table.
+
+    The thread that calls the engine is the "main thread" when there is one such thread or it is
+    the first of the process; the others are workers, numbered as they came to work.
+    """
+    callers: set[int] = set()
+    for table in (timeline.calls, timeline.samples, timeline.splits, timeline.graphs):
+        callers.update(np.unique(ints(table, "tid")).tolist())
+    seen = callers | set(np.unique(ints(timeline.ops, "tid")).tolist())
+    comm = {
+        int(tid): str(name)
+        for tid, name in zip(timeline.threads["tid"], timeline.threads["name"], strict=True)
+        if not pd.isna(name) and str(name)
+    }
+    first = dict(
+        zip(
+            ints(timeline.threads, "tid").tolist(),
+            ints(timeline.threads, "first_ns").tolist(),
+            strict=True,
+        )
+    )
+    process = timeline.recording.process[:_COMM_LEN]
+    tracks: dict[int, Track] = {}
+    workers = 0
+    for tid in sorted(seen, key=lambda t: (t not in callers, first.get(t, 0), t)):
+        if tid in callers:
+            main = len(callers) == 1 or tid == timeline.recording.pid
+            name = "main thread" if main else "calling thread"
+        else:
+            workers += 1
+            name = f"worker {workers}"
+        if comm.get(tid, process) != process:
+            name += f" ({comm[tid]})"
+        tracks[tid] = Track("thread", name, tid)
+    return tracks
+
+
+class Markers:
+    """Slices, instants and counter values of the process's own tracks.
+
+    Attributes:
+        tracks: profinfer's own, one for each context's generations, and the counters.
+        active_track: index of the "active threads" counter.
+        spans: the few slices on them.
+    """
+
+    def __init__(self, packets: Packets, timeline: Timeline, first_ns: int, last_ns: int) -> None:
+        """Collect everything; its size goes with the number of calls and graphs."""
+        self._packets = packets
+        self._slices: list[tuple[int, int, int, int]] = []
+        self._points: list[tuple[int, int, int]] = []
+        self.tracks: list[Track] = [Track("profinfer", "profinfer")]
+        self._recording(timeline, first_ns, last_ns)
+        self._generations(timeline)
+        self._rates(timeline.calls)
+        self.active_track = self._track("active threads", unit="threads")
+        self._points.append((first_ns, self.active_track, packets.count(0)))
+        slices = sorted(self._slices)
+        begin, end, track, template = np.array(slices, np.int64).reshape(-1, 4).T
+        n = len(slices)
+        self.spans = Spans(begin, end, track, np.zeros(n, np.int64), template, np.ones(n, bool))
+        points = np.array(sorted(self._points), np.int64).reshape(-1, 3)
+        self._ts, self._point_track, self._template = points.T
+        self._given = 0
+
+    def points(self, until_ns: int) -> tuple[Ints, Ints, Ints]:
+        """Times, tracks and templates of the points before ``until_ns`` not given yet."""
+        part = slice(self._given, int(np.searchsorted(self._ts, until_ns)))
+        self._given = part.stop
+        return self._ts[part], self._point_track[part], self._template[part]
+
+    def _track(self, kind: str, tid: int = 0, name: str = "", unit: str | None = None) -> int:
+        self.tracks.append(Track(kind, name or kind, tid, len(self.tracks), unit))
+        return len(self.tracks) - 1
+
+    def _recording(self, timeline: Timeline, first_ns: int, last_ns: int) -> None:
+        """Provenance as one slice over everything; losses as instants within it."""
+        about = timeline.recording
+        losses = {f"lost.{name}": n for name, n in about.losses.items()}
+        facts = {"argv": shlex.join(about.argv), **about.facts, **losses}
+        template = self._packets.event("recording", "profinfer", facts, once=True)
+        self._slices.append((first_ns, last_ns, 0, template))
+        if about.losses:
+            lost = self._packets.event("lost", "loss", about.losses, once=True, instant=True)
+            self._points.append((last_ns, 0, lost))
+        graphs = timeline.graphs
+        if len(graphs):
+            broken = graphs[~graphs["complete"].to_numpy(dtype=bool)]
+            for graph_id, begin in zip(
+                ints(broken, "graph_id").tolist(), ints(broken, "begin_ns").tolist(), strict=True
+            ):
+                template = self._packets.event(
+                    "incomplete graph", "loss", {"graph_id": graph_id}, instant=True
+                )
+                self._points.append((begin, 0, template))
+
+    def _generations(self, timeline: Timeline) -> None:
+        """Time to first token of each generation that has its prefill in the timeline."""
+        calls = timeline.calls
+        prefills = calls[calls["phase"].astype(str) == "prefill"]
+        sample_tid = ints(timeline.samples, "tid")
+        sample_begin = ints(timeline.samples, "begin_ns")
+        sample_end = ints(timeline.samples, "end_ns")
+        contexts = prefills["ctx"].drop_duplicates().tolist()
+        for number, ctx in enumerate(contexts):
+            name = "generation" if len(contexts) == 1 else f"generation (context {number})"
+            track = self._track("generation", number, name)
+            for generation, run in prefills[prefills["ctx"] == ctx].groupby("generation"):
+                run = run.sort_values("begin_ns")
+                begin, done = int(run["begin_ns"].iloc[0]), int(run["end_ns"].iloc[-1])
+                if done < begin:
+                    continue  # cut off by the end of the recording
+                later = calls[(calls["ctx"] == ctx) & (calls["begin_ns"] >= done)]
+                until = int(later["begin_ns"].min()) if len(later) else np.iinfo(np.int64).max
+                mine = (sample_tid == int(run["tid"].iloc[-1])) & (sample_end >= sample_begin)
+                mine &= (sample_begin >= done) & (sample_begin < until)
+                end = int(sample_end[mine][0]) if mine.any() else done
+                args = {
+                    "generation": int(str(generation)),
+                    "prompt_tokens": int(run["n_tokens"].sum()),
+                    "ttft_ms": (end - begin) / 1e6,
+                }
+                self._slices.append(
+                    (begin, end, track, self._packets.event("TTFT", "generation", args))
+                )
+                instant = self._packets.event("first token", "generation", args, instant=True)
+                self._points.append((end, track, instant))
+
+    def _rates(self, calls: pd.DataFrame) -> None:
+        """Tokens per second: of each decode step at its end, of each prefill over its length."""
+        decode_track = self._track("decode tok/s", unit="tok/s")
+        prefill_track = self._track("prefill tok/s", unit="tok/s")
+        begin, end, n = ints(calls, "begin_ns"), ints(calls, "end_ns"), ints(calls, "n_tokens")
+        ctx, generation = ints(calls, "ctx"), ints(calls, "generation")
+        phase = calls["phase"].astype(str).to_numpy()
+        previous: dict[int, int] = {}  # context -> row of its last decode
+        zero = self._packets.rate(0.0)
+        for i in np.argsort(begin, kind="stable").tolist():
+            key = int(ctx[i])
+            before = previous.get(key)
+            if before is not None and (phase[i] != "decode" or generation[i] != generation[before]):
+                self._points.append((int(begin[i]), decode_track, zero))
+                del previous[key]
+                before = None
+            if end[i] <= begin[i]:
+                continue
+            if phase[i] == "decode":
+                if before is not None and end[i] > end[before]:
+                    rate = 1e9 * max(int(n[i]), 1) / float(end[i] - end[before])
+                    self._points.append((int(end[i]), decode_track, self._packets.rate(rate)))
+                previous[key] = i
+            elif phase[i] == "prefill" and n[i] > 0:
+                rate = 1e9 * float(n[i]) / float(end[i] - begin[i])
+                self._points.append((int(begin[i]), prefill_track, self._packets.rate(rate)))
+                self._points.append((int(end[i]), prefill_track, zero))

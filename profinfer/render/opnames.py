@@ -1,0 +1,105 @@
+"""Layer 7: how an operator is named and described on a timeline.
+
+Owns the text of operator slices. May import numpy and pandas; must not import perfetto.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from profinfer.render.timeline import ints
+
+_SOURCES = 10
+
+
+@dataclass(frozen=True)
+class OpText:
+    """What an operator's slice shows.
+
+    Attributes:
+        name: "<OP> <tensor>"; the operators of a fused run are joined by "+".
+        category: the role of the tensor in the model.
+        args: details, in order.
+    """
+
+    name: str
+    category: str
+    args: dict[str, str | int]
+
+
+def _shape(text: str) -> str:
+    """'576x4x1x1' -> '[576,4]'."""
+    ne = text.split("x")
+    while len(ne) > 1 and ne[-1] == "1":
+        ne.pop()
+    return f"[{','.join(ne)}]"
+
+
+def _text(value: Any) -> str:
+    return "" if pd.isna(value) else str(value)
+
+
+class OpNames:
+    """Describes operators from the nodes table."""
+
+    def __init__(self, nodes: pd.DataFrame) -> None:
+        """Index ``nodes``; no text is made yet."""
+        self._columns = {str(name): nodes[name].to_numpy() for name in nodes.columns}
+        node_id = ints(nodes, "node_id")
+        self._row = dict(zip(node_id.tolist(), range(len(node_id)), strict=True))
+        # Nodes that compute, in graph order: the ones before an output are those fused into it.
+        definition, index = ints(nodes, "def_id"), ints(nodes, "idx")
+        order = np.lexsort((index, definition))
+        empty = nodes["empty"].to_numpy(dtype=bool) if len(nodes) else np.empty(0, bool)
+        self._order = order[~empty[order]]
+        self._definition = definition
+        self._place = np.full(len(nodes), -1, np.int64)
+        self._place[self._order] = np.arange(len(self._order))
+
+    def _get(self, column: str, row: int) -> str:
+        values = self._columns.get(column)
+        return "" if values is None else _text(values[row])
+
+    def _covered(self, row: int, fused: int) -> list[int]:
+        """Rows of the nodes that ran as one, the output last."""
+        place = int(self._place[row])
+        if place < 0:
+            return [row]
+        rows = self._order[max(0, place - fused + 1) : place + 1]
+        return [int(r) for r in rows if self._definition[r] == self._definition[row]]
+
+    def describe(self, node_id: int, fused: int) -> OpText:
+        """Text of the operator whose output is ``node_id``, of ``fused`` nodes run as one."""
+        row = self._row.get(node_id)
+        if row is None:
+            return OpText("unknown operator", "unknown", {"node_id": node_id})
+        rows = self._covered(row, max(fused, 1))
+        op = "+".join(self._get("op", r) for r in rows)
+        tensor = self._get("name", row)
+        args: dict[str, str | int] = {"op": op, "tensor": tensor}
+        variant = "+".join(filter(None, (self._get("params", r) for r in rows)))
+        if variant:
+            args["variant"] = variant
+        shapes, types = [], []
+        for slot in range(_SOURCES):
+            ne = self._get(f"src{slot}_ne", row)
+            if ne:
+                shapes.append(_shape(ne))
+                types.append(self._get(f"src{slot}_type", row))
+        ne = "x".join(self._get(f"ne{k}", row) for k in range(4))
+        args["shape"] = " ".join(filter(None, (" x ".join(shapes), "->", _shape(ne))))
+        args["types"] = " ".join(filter(None, (" x ".join(types), "->", self._get("type", row))))
+        layer = self._get("layer", row)
+        if layer and int(float(layer)) >= 0:
+            args["layer"] = int(float(layer))
+        role = self._get("role", row) or "other"
+        args["role"] = role
+        weight = ", ".join(filter(None, (self._get("weight", r) for r in rows)))
+        if weight:
+            args["weight"] = weight
+        args["node"] = int(self._columns["idx"][row])
+        return OpText(f"{op} {tensor}".rstrip(), role, args)
