@@ -204,20 +204,6 @@ done:
     return 0;
 }
 
-static __always_inline u64 pf_user_u64(u64 at)
-{
-    u64 v = 0;
-    bpf_probe_read_user(&v, sizeof(v), (void *)at);
-    return v;
-}
-
-static __always_inline u32 pf_user_u32(u64 at)
-{
-    u32 v = 0;
-    bpf_probe_read_user(&v, sizeof(v), (void *)at);
-    return v;
-}
-
 static __always_inline u64 pf_graph_uid(u64 cgraph)
 {
 #ifdef PF_CGRAPH_UID

@@ -77,3 +77,17 @@ static __always_inline void pf_end(u16 kind, u32 probe, s32 value)
     e.value = value;
     pf_emit(&e, sizeof(e), kind);
 }
+
+static __always_inline u64 pf_user_u64(u64 at)
+{
+    u64 v = 0;
+    bpf_probe_read_user(&v, sizeof(v), (void *)at);
+    return v;
+}
+
+static __always_inline u32 pf_user_u32(u64 at)
+{
+    u32 v = 0;
+    bpf_probe_read_user(&v, sizeof(v), (void *)at);
+    return v;
+}

@@ -36,7 +36,9 @@ class RingReader:
         self._mask = size - 1
         self._consumer_map = mmap.mmap(fd, _PAGE, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE)
         # The data pages are mapped twice in a row, so that an entry never wraps.
-        self._data_map = mmap.mmap(fd, _PAGE + 2 * size, mmap.MAP_SHARED, mmap.PROT_READ, offset=_PAGE)
+        self._data_map = mmap.mmap(
+            fd, _PAGE + 2 * size, mmap.MAP_SHARED, mmap.PROT_READ, offset=_PAGE
+        )
         self._consumer = memoryview(self._consumer_map).cast("Q")
         self._producer = memoryview(self._data_map)[:_PAGE].cast("Q")
         self._data = memoryview(self._data_map)[_PAGE:]

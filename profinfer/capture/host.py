@@ -66,7 +66,9 @@ def _topology() -> dict[str, Any]:
             "package": _read(folder / "topology/physical_package_id"),
             "max_khz": _read(folder / "cpufreq/cpuinfo_max_freq"),
         }
-        numbers = {key: int(v) for key, v in facts.items() if v is not None and v.lstrip("-").isdigit()}
+        numbers = {
+            key: int(v) for key, v in facts.items() if v is not None and v.lstrip("-").isdigit()
+        }
         if numbers:
             cpus[folder.name[3:]] = numbers
     return {"cpus": cpus} if cpus else {}

@@ -106,7 +106,9 @@ class Program:
                 with _stderr_kept(log):
                     loaded = self._bpf.load_func(function, self._bcc.BPF.KPROBE)
             except Exception as error:
-                said = next((line for line in reversed(log) if line and "processed" not in line), error)
+                said = next(
+                    (line for line in reversed(log) if line and "processed" not in line), error
+                )
                 raise EnvironmentProblem(
                     f"the kernel refused the BPF program {function}: {said}",
                     hint="profinfer doctor",

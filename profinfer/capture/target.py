@@ -13,6 +13,7 @@ import signal
 from dataclasses import dataclass
 from types import TracebackType
 
+from profinfer.capture.signals import unblock_for_child
 from profinfer.errors import TargetError
 
 _ERRNO_BYTES = 4
@@ -143,7 +144,10 @@ class LaunchedTarget:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        tb: TracebackType | None,
     ) -> None:
         # A target that was never let go must not linger; one that runs is left to its user.
         if not self._released:
@@ -161,6 +165,7 @@ def _child(argv: list[str], gate_read: int, errno_write: int, caller: Caller | N
     """Runs in the child only; never returns."""
     try:
         # The terminal's Ctrl-C must reach the target as if we were not there.
+        unblock_for_child()
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)
         if os.read(gate_read, 1) != b"g":

@@ -80,7 +80,7 @@ def run(entry: Callable[..., Any], args: list[str] | None = None) -> int:
         return error.exit_code
     except BrokenPipeError:
         # The reader went away (`profinfer report x.pf | head`): not an error of ours.
-        sys.stdout = None  # type: ignore[assignment]
+        sys.stdout = None
         return 141
     return status if isinstance(status, int) else 0
 

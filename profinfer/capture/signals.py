@@ -1,0 +1,52 @@
+"""Layer 4: signals that reach the recorder while a target runs.
+
+They are blocked and collected, so that no signal can interrupt the writing of a chunk, and so
+that a Ctrl-C of the terminal (which the target gets as well) is told from a signal sent to the
+recorder alone (which must be passed on).
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from types import TracebackType
+
+_WATCHED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+class SignalWatch:
+    """Context manager that blocks SIGINT, SIGTERM and SIGHUP and hands them out one by one."""
+
+    def __enter__(self) -> SignalWatch:
+        self._before = signal.pthread_sigmask(signal.SIG_BLOCK, _WATCHED)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        tb: TracebackType | None,
+    ) -> None:
+        # What is still pending has had its effect: the recording is over.
+        while self.next() is not None:
+            pass
+        signal.pthread_sigmask(signal.SIG_SETMASK, self._before)
+
+    def next(self) -> signal.struct_siginfo | None:
+        """The next signal that came in, or None."""
+        return signal.sigtimedwait(_WATCHED, 0)
+
+
+def pass_on(info: signal.struct_siginfo, pid: int) -> None:
+    """Give a signal to the target unless the terminal has done so already."""
+    from_terminal = info.si_pid == 0 and info.si_signo in (signal.SIGINT, signal.SIGHUP)
+    if not from_terminal:
+        try:
+            os.kill(pid, info.si_signo)
+        except ProcessLookupError:
+            pass  # it ended by itself meanwhile
+
+
+def unblock_for_child() -> None:
+    """Undo the blocking in a forked child: a blocked mask would survive exec."""
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _WATCHED)

@@ -1,0 +1,179 @@
+"""Layer 4: a probe plan becomes the text of one BPF program.
+
+The C lies in ``bpf/``; here it is only put together: wire format, prelude, the fragments the
+level needs, and one small handler a probe. Values of the plan arrive as ``-D`` definitions, so
+that what is not wanted is not compiled.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from profinfer.capture.program import AttachPoint
+from profinfer.errors import EnvironmentProblem
+from profinfer.probes.operator_site import Location
+from profinfer.probes.plan import Probe, ProbePlan
+
+RING_BYTES = 16 << 20
+_PAGE = 4096
+_MAX_THREADS = 1024
+_MAX_MAIN_THREADS = 64
+_MAX_TENSORS = 1 << 17
+# 3 pieces of 64 nodes a step, 33 steps: 6,336 nodes a graph. More pieces a step and the verifier
+# takes seconds.
+_PIECES_PER_STEP = 3
+
+# Role and kind of a probe -> the C function it runs. {id} is the probe's number, {pushed} the
+# bytes on the stack above the return address at the chosen instruction.
+_HANDLERS = {
+    ("call.batch", "uprobe"): "pf_batch_begin(ctx, {id}, {flags}, {pushed})",
+    ("call.process", "uprobe"): "pf_process_begin(ctx, {id})",
+    ("call.batch", "uretprobe"): "pf_call_end(ctx, {id})",
+    ("call.process", "uretprobe"): "pf_call_end(ctx, {id})",
+    ("sample", "uprobe"): "pf_sample_begin(ctx, {id})",
+    ("sample", "uretprobe"): "pf_sample_end(ctx, {id})",
+    ("warmup.set", "uprobe"): "pf_warmup_set(ctx, {id})",
+    ("warmup.reset", "uprobe"): "pf_warmup_reset(ctx, {id})",
+    ("split", "uprobe"): "pf_split_begin(ctx, {id})",
+    ("split", "uretprobe"): "pf_split_end(ctx, {id})",
+    ("graph", "uprobe"): "pf_graph_begin(ctx, {id})",
+    ("graph", "uretprobe"): "pf_graph_end(ctx, {id})",
+    ("leafs", "uprobe"): "pf_leafs(ctx, {id})",
+    ("op.enter", "uprobe"): "pf_loop_enter(ctx)",
+    ("op.end", "uprobe"): "pf_loop_barrier(ctx, {index}, {cgraph})",
+    ("op.leave", "uprobe"): "pf_loop_leave(ctx)",
+    ("op.begin", "uprobe"): "pf_op_begin(ctx, PT_REGS_PARM2(ctx))",
+    ("op.barrier", "uprobe"): "pf_barrier(ctx)",
+}
+
+
+@dataclass(frozen=True)
+class Source:
+    """What BCC is given.
+
+    Attributes:
+        text: the C program.
+        cflags: its definitions.
+        points: where each handler is attached.
+        walks: True when the tail-called definition walk is part of it.
+    """
+
+    text: str
+    cflags: list[str]
+    points: list[AttachPoint]
+    walks: bool
+
+
+def bpf_folder() -> Path:
+    """The folder of C files: shipped inside the package, else the checkout's."""
+    package = Path(__file__).resolve().parents[1]
+    for folder in (package / "_bpf", package.parent / "bpf"):
+        if (folder / "events.h").is_file():
+            return folder
+    raise EnvironmentProblem(
+        "profinfer's BPF sources are missing from this installation",
+        hint="reinstall profinfer",
+    )
+
+
+def headers_folder() -> Path:
+    """The header tree BCC compiles against instead of kernel headers."""
+    return bpf_folder() / "kernel-headers"
+
+
+# Register names of the disassembler -> fields of struct pt_regs.
+_X86_FIELDS = {f"r{name}": name for name in ("ax", "bx", "cx", "dx", "si", "di", "bp", "sp")} | {
+    f"r{n}": f"r{n}" for n in range(8, 16)
+}
+_ARM64_FIELDS = {f"x{n}": f"regs[{n}]" for n in range(31)} | {"sp": "sp"}
+_FIELDS = {"x86_64": _X86_FIELDS, "aarch64": _ARM64_FIELDS}
+
+
+def _value(location: Location, machine: str, *, bits: int) -> str:
+    """C expression for a value at a probe: a register, or memory reached through pointers."""
+    field = _FIELDS[machine][location.register]
+    text = f"(u64)ctx->{field}"
+    for n, offset in enumerate(location.offsets):
+        last = n + 1 == len(location.offsets)
+        text = f"pf_user_u{bits if last else 64}({text} + {offset})"
+    return f"(u{bits})({text})"
+
+
+def _handler(probe: Probe, machine: str) -> str:
+    """The body of the function a probe runs."""
+    values: dict[str, int | str] = {"id": probe.id, "pushed": probe.stack_delta or 0, "flags": 0}
+    if probe.role == "call.batch" and probe.function == "llama_encode":
+        values["flags"] = "PF_CALL_ENCODE"
+    if probe.index is not None and probe.cgraph is not None:
+        index = _value(probe.index, machine, bits=32)
+        values["index"] = f"{index} + {probe.index_add}" if probe.index_add else index
+        values["cgraph"] = _value(probe.cgraph, machine, bits=64)
+    return _HANDLERS[probe.role, probe.kind].format(**values)
+
+
+def _definitions(plan: ProbePlan, ring_bytes: int) -> dict[str, int]:
+    values = {
+        "PF_RING_PAGES": ring_bytes // _PAGE,
+        "PF_MAX_THREADS": _MAX_THREADS,
+        "PF_MAX_MAIN_THREADS": _MAX_MAIN_THREADS,
+        "PF_MAX_TENSORS": _MAX_TENSORS,
+        "PF_PIECES_PER_STEP": _PIECES_PER_STEP,
+        "PF_PROCESS_ENCODE": 0,  # enum llama_process_type
+    }
+    layout = plan.layout
+    if layout is None:
+        return values
+    values |= {
+        "PF_TENSOR_SIZE": layout.tensor_size,
+        "PF_BUFFER_SIZE": layout.buffer_size,
+        "PF_TENSOR_BUFFER": layout.tensor["buffer"],
+        "PF_CGRAPH_N_NODES": layout.cgraph["n_nodes"],
+        "PF_CGRAPH_NODES": layout.cgraph["nodes"],
+        "PF_CGRAPH_N_LEAFS": layout.cgraph["n_leafs"],
+        "PF_CGRAPH_LEAFS": layout.cgraph["leafs"],
+        "PF_CPLAN_N_THREADS": layout.cplan["n_threads"],
+        "PF_BACKEND_GUID": layout.backend["guid"],
+        "PF_BACKEND_GET_NAME": layout.backend["get_name"],
+    }
+    if "uid" in layout.cgraph:
+        values["PF_CGRAPH_UID"] = layout.cgraph["uid"]
+    if layout.batch_ext:
+        values |= {
+            "PF_EXT_TOKENS": layout.batch_ext["tokens"],
+            "PF_EXT_MAX": layout.batch_ext["n_tokens_max"],
+            "PF_EXT_TOKEN_SIZE": layout.batch_ext["token_size"],
+            "PF_EXT_POS": layout.batch_ext["pos"],
+        }
+    return values
+
+
+def build_source(plan: ProbePlan, *, ring_bytes: int = RING_BYTES) -> Source:
+    """Put the program of a plan together.
+
+    Args:
+        plan: what is probed, and where.
+        ring_bytes: size of the ring buffer, a power of two.
+    """
+    folder = bpf_folder()
+    machine = plan.images[0].elf.machine
+    roles = {probe.role for probe in plan.probes}
+    walks = plan.layout is not None and bool(roles & {"graph", "split", "leafs"})
+    files = ["events.h", "prelude.bpf.c", "calls.bpf.c"]
+    if walks or any(role.startswith("op.") for role in roles):
+        files.append("ops.bpf.c")
+    if walks:
+        files.append("graph.bpf.c")
+    parts = ["#include <linux/ptrace.h>"]
+    for name in files:
+        # BCC only rewrites map accesses of the main text, so the files are joined, not included.
+        parts += [f'#line 1 "bpf/{name}"', (folder / name).read_text()]
+    parts.append('#line 1 "handlers"')
+    points = []
+    for probe in plan.probes:
+        name = f"pf_probe_{probe.id}"
+        body = _handler(probe, machine)
+        parts.append(f"int {name}(struct pt_regs *ctx) {{ return {body}; }}")
+        points.append(AttachPoint(name, probe.path, probe.offset, probe.kind == "uretprobe"))
+    flags = [f"-D{key}={value}" for key, value in _definitions(plan, ring_bytes).items()]
+    return Source("\n".join(parts) + "\n", flags, points, walks)
