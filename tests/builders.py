@@ -7,6 +7,7 @@ threads and returns what really happened, so that a test knows the right answer 
 
 from __future__ import annotations
 
+import copy
 import json
 import struct
 import zlib
@@ -183,7 +184,7 @@ OP_ID = {name: i for i, name in enumerate(OPS)}
 
 def metadata(**changes: Any) -> TraceMetadata:
     """The sample metadata with ``changes`` merged in, e.g. ``plan={"ops": {"mode": "pair"}}``."""
-    return TraceMetadata.from_json(merge(METADATA, changes))
+    return TraceMetadata.from_json(merge(copy.deepcopy(METADATA), changes))
 
 
 @dataclass(eq=False)
@@ -290,7 +291,7 @@ class TraceBuilder:
     """
 
     def __init__(self, *, chunk_bytes: int = 1 << 16, **changes: Any) -> None:
-        self.meta = merge(METADATA, changes)
+        self.meta = merge(copy.deepcopy(METADATA), changes)
         self.chunk_bytes = chunk_bytes
         self.counters = [0] * CNT_COUNT
         self.records = 0

@@ -40,6 +40,8 @@ from profinfer.tracefile.schema import (
     tensor_dtype,
 )
 
+_MAX_RAW = 1 << 16
+
 
 class TraceReader:
     """An open trace file.
@@ -181,10 +183,12 @@ class TraceReader:
 
     def _raw_sizes(self) -> dict[Kind, int | None]:
         layout = self.meta.engine.layout
-        return {
+        sizes = {
             Kind.TENSOR: layout.tensor_size if layout else None,
             Kind.BUFFER: layout.buffer_size if layout else None,
         }
+        # A size that no struct has comes from a faulty recorder: the records are then unreadable.
+        return {k: n if n and 0 < n <= _MAX_RAW else None for k, n in sizes.items()}
 
     def _rows(self, kind: Kind, dtype: np.dtype[np.void]) -> Records:
         index = self.records()

@@ -230,7 +230,7 @@ def gather_ops(words: Words, offset: Ints) -> tuple[Rows, Rows, Ints]:
     counts = batches["n"].astype(np.int64)
     starts = (offset >> 3) + OPS.itemsize // 8
     total = int(counts.sum())
-    if total < 64 * len(counts):
+    if total <= 64 * len(counts):
         # Short batches: one gather is cheaper than a slice for each.
         ends = np.cumsum(counts)
         where = np.arange(total) + np.repeat(starts - (ends - counts), counts)

@@ -1,0 +1,127 @@
+"""bpf/events.h, compiled by cc, against profinfer/tracefile/schema.py."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from profinfer.tracefile import frames, schema
+
+ROOT = Path(__file__).parents[2]
+HEADER = ROOT / "bpf" / "events.h"
+
+TENSOR, BUFFER = 336, 128
+# struct -> its dtype. Fields of the C struct that numpy flattens: h.
+STRUCTS: dict[str, np.dtype[np.void]] = {
+    "pf_hdr": schema.HDR,
+    "pf_call": schema.CALL,
+    "pf_end": schema.END,
+    "pf_mark": schema.MARK,
+    "pf_split": schema.SPLIT,
+    "pf_graph": schema.GRAPH,
+    "pf_op": schema.OP,
+    "pf_ops": schema.OPS,
+    "pf_ptrs": schema.PTRS,
+    "pf_tensor": schema.tensor_dtype(TENSOR),
+    "pf_buffer": schema.tensor_dtype(BUFFER),
+    "pf_thread": schema.THREAD,
+}
+
+
+def compiled(lines: list[str], tmp_path: Path) -> dict[str, int]:
+    """Values of C expressions, as the compiler sees them."""
+    source = tmp_path / "abi.c"
+    body = "".join(f'  printf("%s %lld\\n", "{e}", (long long)({e}));\n' for e in lines)
+    source.write_text(
+        f"#include <stddef.h>\n#include <stdio.h>\n#include <string.h>\n"
+        f'#include "{HEADER}"\nint main(void) {{\n{body}  return 0;\n}}\n'
+    )
+    binary = tmp_path / "abi"
+    build = ["cc", "-std=c99", "-Wall", "-Wextra", "-Werror", "-o", str(binary), str(source)]
+    subprocess.run(build, check=True, capture_output=True, text=True)
+    said = subprocess.run([binary], check=True, capture_output=True, text=True).stdout
+    pairs = (line.rsplit(" ", 1) for line in said.splitlines())
+    return {expression: int(value) for expression, value in pairs}
+
+
+@pytest.fixture
+def cc() -> None:
+    if not shutil.which("cc"):
+        pytest.skip("no C compiler (apt install gcc)")
+
+
+def declared_structs() -> dict[str, list[str]]:
+    """Struct -> field names, from the text of the header."""
+    text = re.sub(r"/\*.*?\*/", "", HEADER.read_text(), flags=re.S)
+    found = {}
+    for name, body in re.findall(r"struct (pf_\w+) \{(.*?)\};", text, flags=re.S):
+        found[name] = re.findall(r"(\w+)(?:\[\w*\])?;", body)
+    return found
+
+
+def test_every_struct_of_the_header_is_compared() -> None:
+    assert set(declared_structs()) == set(STRUCTS)
+
+
+@pytest.mark.usefixtures("cc")
+def test_sizes_and_offsets(tmp_path: Path) -> None:
+    wanted: dict[str, int] = {}
+    for struct, names in declared_structs().items():
+        dtype = STRUCTS[struct]
+        wanted[f"sizeof(struct {struct})"] = dtype.itemsize
+        flat: list[str] = []
+        for name in names:
+            if (struct, name) == ("pf_ops", "op"):  # the flexible end
+                wanted["offsetof(struct pf_ops, op)"] = dtype.itemsize
+            elif name == "h":
+                flat += ["kind", "flags", "tid", "ts"]
+                wanted[f"offsetof(struct {struct}, h)"] = 0
+            else:
+                flat.append(name)
+                at = dtype.fields[name]  # type: ignore[index]
+                wanted[f"offsetof(struct {struct}, {name})"] = at[1]
+                wanted[f"sizeof(((struct {struct} *)0)->{name})"] = at[0].itemsize
+        # No field on either side that the other lacks, and no hidden hole.
+        assert list(dtype.names or ()) == flat, struct
+        assert sum(dtype.fields[name][0].itemsize for name in flat) == dtype.itemsize, struct  # type: ignore[index]
+    assert compiled(list(wanted), tmp_path) == wanted
+
+
+@pytest.mark.usefixtures("cc")
+def test_constants(tmp_path: Path) -> None:
+    wanted: dict[str, int] = {}
+    wanted |= {f"PF_{kind.name}": kind.value for kind in schema.Kind}
+    wanted |= {f"PF_OP_{kind.name}": kind.value for kind in schema.OpKind}
+    header = HEADER.read_text()
+    names = re.findall(r"\bPF_((?:CNT|WARMUP|GRAPH|OPS|PTRS|CALL)_[A-Z_]+)\b", header)
+    for name in set(names) - {k.name for k in schema.Kind}:
+        wanted[f"PF_{name}"] = getattr(schema, name)
+    wanted["PF_COMM_LEN"] = schema.COMM_LEN
+    assert compiled(list(wanted), tmp_path) == wanted
+    assert "PF_CNT_OP_LOST" in wanted and "PF_GRAPH_PARTIAL" in wanted
+
+
+def test_every_kind_has_a_dtype_or_a_size_of_its_own() -> None:
+    special = {schema.Kind.OPS, schema.Kind.TENSOR, schema.Kind.BUFFER}
+    assert set(schema.FIXED) | special == set(schema.Kind)
+    assert max(schema.Kind) < schema.CNT_LOST - schema.CNT_SENT
+
+
+def test_records_are_whole_words() -> None:
+    for struct, dtype in STRUCTS.items():
+        assert dtype.itemsize % 8 == 0, struct
+
+
+def test_frame_structs_match_their_dtypes() -> None:
+    assert frames.FILE_HEADER.size == schema.FILE_HEADER.itemsize == 40
+    assert frames.CHUNK_HEADER.size == schema.CHUNK_HEADER.itemsize == 32
+    row = np.frombuffer(frames.pack_file_header(b"{}"), schema.FILE_HEADER, count=1)[0]
+    assert (row["major"], row["minor"]) == (schema.MAJOR, schema.MINOR)
+    assert (row["header_size"], row["meta_len"]) == (48, 2)
+    row = np.frombuffer(frames.pack_chunk_header(3, 5, 7, 9), schema.CHUNK_HEADER)[0]
+    assert tuple(row)[:6] == (schema.CHUNK_MAGIC, 3, 0, 5, 7, 9)
