@@ -60,7 +60,7 @@ struct pf_call {
 
 struct pf_end {
     struct pf_hdr h;
-    unsigned int probe;
+    unsigned int probe;          /* of the entry, so that begin and end pair */
     int value;                   /* return value */
 };
 

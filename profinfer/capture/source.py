@@ -100,9 +100,12 @@ def _value(location: Location, machine: str, *, bits: int) -> str:
     return f"(u{bits})({text})"
 
 
-def _handler(probe: Probe, machine: str) -> str:
-    """The body of the function a probe runs."""
-    values: dict[str, int | str] = {"id": probe.id, "pushed": probe.stack_delta or 0, "flags": 0}
+def _handler(probe: Probe, entry_id: int, machine: str) -> str:
+    """The body of the function a probe runs.
+
+    A return carries the number of its entry's probe, so that the two make a pair.
+    """
+    values: dict[str, int | str] = {"id": entry_id, "pushed": probe.stack_delta or 0, "flags": 0}
     if probe.role == "call.batch" and probe.function == "llama_encode":
         values["flags"] = "PF_CALL_ENCODE"
     if probe.index is not None and probe.cgraph is not None:
@@ -169,10 +172,13 @@ def build_source(plan: ProbePlan, *, ring_bytes: int = RING_BYTES) -> Source:
         # BCC only rewrites map accesses of the main text, so the files are joined, not included.
         parts += [f'#line 1 "bpf/{name}"', (folder / name).read_text()]
     parts.append('#line 1 "handlers"')
-    points = []
+    points, entries = [], {}
     for probe in plan.probes:
+        if probe.kind == "uprobe":
+            entries[probe.role, probe.function, probe.path] = probe.id
+        entry_id = entries.get((probe.role, probe.function, probe.path), probe.id)
         name = f"pf_probe_{probe.id}"
-        body = _handler(probe, machine)
+        body = _handler(probe, entry_id, machine)
         parts.append(f"int {name}(struct pt_regs *ctx) {{ return {body}; }}")
         points.append(AttachPoint(name, probe.path, probe.offset, probe.kind == "uretprobe"))
     flags = [f"-D{key}={value}" for key, value in _definitions(plan, ring_bytes).items()]
