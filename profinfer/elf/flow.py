@@ -10,7 +10,7 @@ forgets all memory but the stack.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from profinfer.elf.disasm import Decoder, Imm, Insn, Mem, Operand, Reg
@@ -66,6 +66,10 @@ class Compare:
     insn: Insn
     left: Value
     right: Value
+
+
+# (instruction, address read, bytes read)
+Load = tuple[Insn, Value, int]
 
 
 @dataclass
@@ -173,25 +177,33 @@ class Path:
 
     end: Insn | None
     state: State
-    loads: tuple[tuple[Insn, Value, int], ...]
+    loads: tuple[Load, ...]
     compares: tuple[Compare, ...]
 
 
 def paths(
-    decoder: Decoder, begin: int, state: State, limit: int = 96, width: int = 48
+    decoder: Decoder,
+    begin: int,
+    state: State,
+    *,
+    limit: int = 96,
+    width: int = 48,
+    enough: Callable[[Sequence[Load], Sequence[Compare]], bool] | None = None,
 ) -> Iterator[Path]:
     """Every path from ``begin`` to the next call, return or indirect jump.
 
     Both sides of a branch are followed; an address is visited once a path; at most
-    ``limit`` instructions a path and ``width`` paths.
+    ``limit`` instructions a path and ``width`` paths. ``enough`` is asked after every read of
+    memory whether the path has shown what was looked for.
     """
-    todo: list[tuple[int, State, list[tuple[Insn, Value, int]], list[Compare], frozenset[int]]]
+    todo: list[tuple[int, State, list[Load], list[Compare], frozenset[int]]]
     todo = [(begin, state, [], [], frozenset())]
     done = 0
     while todo and done < width:
         at, now, loads, compares, seen = todo.pop()
         end: Insn | None = None
         visited = set(seen)
+        found = False
         while len(visited) < limit:
             insn = decoder.at(at)
             if insn is None or at in visited:
@@ -202,6 +214,10 @@ def paths(
                 written_only = position == 0 and insn.mnemonic.startswith("mov")
                 if isinstance(op, Mem) and insn.mnemonic != "lea" and not written_only:
                     loads.append((insn, now.address(op), op.size))
+                    if enough is not None and enough(loads, compares):
+                        found = True
+            if found:
+                break
             if insn.flow in ("ret", "call", "trap") or (insn.flow == "jmp" and insn.target is None):
                 break
             if insn.flow == "jmp":

@@ -19,10 +19,11 @@ index to a probe: a proof for this build, not a match of known bytes.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from profinfer.elf.disasm import Decoder, Insn
-from profinfer.elf.flow import Path, State, Value, paths
+from profinfer.elf.flow import Compare, Load, Path, State, Value, paths
 from profinfer.elf.symbols import ElfImage, Function
 
 BARRIER = "ggml_barrier"
@@ -159,8 +160,16 @@ def _prove(
 ) -> LoopSite | None:
     state = State(decoder.image.machine)
     state.call()
-    followed = list(paths(decoder, call.end, state))
-    proven = {found for path in followed if (found := _next_node(path, n_nodes, nodes)) is not None}
+
+    def enough(loads: Sequence[Load], compares: Sequence[Compare]) -> bool:
+        return _next_node(loads[-1:], compares, n_nodes, nodes) is not None
+
+    followed = list(paths(decoder, call.end, state, enough=enough))
+    proven = {
+        found
+        for p in followed
+        if (found := _next_node(p.loads, p.compares, n_nodes, nodes)) is not None
+    }
     if len(proven) != 1:
         return None  # no proof, or two that contradict each other
     following, cgraph_value = next(iter(proven))
@@ -170,6 +179,8 @@ def _prove(
         return None
     leave = _leave(decoder, call, followed, n_nodes, cgraph_value)
     guarded = _guarded(decoder, function, call, n_nodes)
+    if guarded and leave is None:
+        return None  # the last node's end would not be seen
     return LoopSite(
         function=function,
         entry=function.address,
@@ -186,15 +197,17 @@ def _prove(
     )
 
 
-def _next_node(path: Path, n_nodes: int, nodes: int) -> tuple[Value, Value] | None:
-    """(index of the next node, cgraph) if the path loads the next node after the loop test."""
+def _next_node(
+    loads: Sequence[Load], compares: Sequence[Compare], n_nodes: int, nodes: int
+) -> tuple[Value, Value] | None:
+    """(index of the next node, cgraph) if the next node is loaded after the loop test."""
     tests: dict[tuple[Value, Value], None] = {}
-    for c in path.compares:
+    for c in compares:
         for count, other in ((c.left, c.right), (c.right, c.left)):
             cgraph = _field_owner(count, n_nodes)
             if cgraph is not None and other.atom is not None:
                 tests.setdefault((other, cgraph))
-    for _insn, address, size in path.loads:
+    for _insn, address, size in loads:
         if size != 8:
             continue
         for following, cgraph in tests:
