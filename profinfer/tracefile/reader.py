@@ -12,7 +12,6 @@ import json
 import mmap
 import os
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -41,6 +40,7 @@ from profinfer.tracefile.schema import (
 )
 
 _MAX_RAW = 1 << 16
+_JSON_KINDS = (ChunkKind.UPDATE, ChunkKind.LOSS, ChunkKind.NOTE, ChunkKind.TRAILER)
 
 
 class TraceReader:
@@ -52,8 +52,7 @@ class TraceReader:
         size_bytes: size of the file.
         meta: metadata of the header, with the UPDATE chunks merged in.
         trailer: how the recording ended, None if it did not finish.
-        losses: the payloads of the LOSS chunks, oldest first.
-        notes: the payloads of the NOTE chunks, oldest first.
+        documents: every JSON chunk with its payload, in recorded order.
         chunks: every whole chunk, unknown kinds included.
         scan: what was found between the chunks.
     """
@@ -88,6 +87,16 @@ class TraceReader:
     def complete(self) -> bool:
         """Whether the recording finished: the trailer is there."""
         return self.trailer is not None
+
+    @property
+    def losses(self) -> list[JsonObject]:
+        """The payloads of the LOSS chunks, oldest first."""
+        return self._payloads(ChunkKind.LOSS)
+
+    @property
+    def notes(self) -> list[JsonObject]:
+        """The payloads of the NOTE chunks, oldest first."""
+        return self._payloads(ChunkKind.NOTE)
 
     @property
     def counters(self) -> tuple[int, ...]:
@@ -203,18 +212,12 @@ class TraceReader:
             raise TraceError(f"{self.path}: the metadata is not JSON", "record again") from error
         self.meta = self._meta_of(base)
         self.trailer: Trailer | None = None
-        self.losses: list[JsonObject] = []
-        self.notes: list[JsonObject] = []
-        takers: dict[int, Callable[[JsonObject], None]] = {
-            ChunkKind.LOSS: self.losses.append,
-            ChunkKind.NOTE: self.notes.append,
-            ChunkKind.TRAILER: self._take_trailer,
-        }
+        self.documents: list[tuple[Chunk, JsonObject]] = []
         unknown: Counter[int] = Counter()
         for chunk in self.chunks:
             if chunk.kind == ChunkKind.RING:
                 continue
-            if chunk.kind not in takers and chunk.kind != ChunkKind.UPDATE:
+            if chunk.kind not in _JSON_KINDS:
                 unknown[chunk.kind] += 1
                 continue
             try:
@@ -224,8 +227,9 @@ class TraceReader:
                 if chunk.kind == ChunkKind.UPDATE:
                     merged = merge(base, value)
                     self.meta, base = self._meta_of(merged), merged
-                else:
-                    takers[chunk.kind](value)
+                elif chunk.kind == ChunkKind.TRAILER:
+                    self.trailer = Trailer.from_json(value, "trailer")
+                self.documents.append((chunk, value))
             except (ValueError, RecursionError, TraceError) as error:
                 name = ChunkKind(chunk.kind).name
                 self._problems.append(f"{name} chunk {chunk.seq} was ignored: {error}")
@@ -249,8 +253,8 @@ class TraceReader:
         except TraceError as error:
             raise TraceError(f"{self.path}: {error.message}", error.hint) from error
 
-    def _take_trailer(self, value: JsonObject) -> None:
-        self.trailer = Trailer.from_json(value, "trailer")
+    def _payloads(self, kind: ChunkKind) -> list[JsonObject]:
+        return [value for chunk, value in self.documents if chunk.kind == kind]
 
 
 def _open(path: Path) -> mmap.mmap | bytes:
