@@ -165,7 +165,7 @@ def _calls(
             "end_ns": end[top],
             **{k: v[top] for k, v in tokens.items()},
             "encode": encode,
-            "warmup": _in_warmup(records, tid[top], begin[top]),
+            "warmup": _in_warmup(records, rows["ctx"][top], begin[top], end[top]),
             "cut": (pairs.end < 0)[top],
             "ret": ret[top],
         }
@@ -173,14 +173,29 @@ def _calls(
     return with_phases(calls)
 
 
-def _in_warmup(records: Records, tid: I64, begin: I64) -> npt.NDArray[np.bool_]:
-    """Calls between llama_set_warmup(on) and (off) of the same thread."""
+def _in_warmup(
+    records: Records, ctx: npt.NDArray[np.uint64], begin: I64, end: I64
+) -> npt.NDArray[np.bool_]:
+    """Calls that only warm the context up.
+
+    They lie between llama_set_warmup(on) and (off), or before a reset of the context's own
+    performance counters without anything having been sampled since the reset before.
+    """
     marks = records.rows[Kind.WARMUP]
-    out = np.zeros(len(tid), bool)
-    for one in np.unique(marks["tid"]).tolist():
-        mine = np.sort(marks[marks["tid"] == one], order="ts")
-        at = np.searchsorted(int64(mine["ts"]), begin, side="right") - 1
-        out |= (tid == one) & (at >= 0) & (mine["value"][at] != 0)
+    sampled = np.sort(int64(records.rows[Kind.SAMPLE_BEGIN]["ts"]))
+    out = np.zeros(len(ctx), bool)
+    for one in np.unique(marks["ctx"]):
+        mine = np.sort(marks[marks["ctx"] == one], order="ts")
+        reset = mine["value"] == schema.WARMUP_RESET
+        switches = mine[~reset]
+        if len(switches):
+            at = np.searchsorted(int64(switches["ts"]), begin, side="right") - 1
+            out |= (ctx == one) & (at >= 0) & (switches["value"][at] == schema.WARMUP_ON)
+        since = 0
+        for ts in int64(mine["ts"][reset]).tolist():
+            if np.searchsorted(sampled, since) == np.searchsorted(sampled, ts):
+                out |= (ctx == one) & (begin >= since) & (end <= ts)
+            since = ts
     return out
 
 

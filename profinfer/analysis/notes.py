@@ -1,0 +1,42 @@
+"""Layer 6: the notes that every view carries: what is lost, what is incomplete.
+
+Must not import rich or anything above.
+"""
+
+from __future__ import annotations
+
+from profinfer.analysis.result import Note
+from profinfer.model.selection import Selection
+from profinfer.model.trace import Trace
+
+
+def losses(trace: Trace) -> list[Note]:
+    """What is missing from the whole trace, as one warning, or nothing."""
+    found = {k: n for k, n in trace.losses.items() if n and k.startswith(("lost_", "no_slot"))}
+    notes = []
+    if found:
+        text = ", ".join(f"{n:,} {k.replace('_', ' ')}" for k, n in found.items())
+        notes.append(Note("warning", f"events were lost while recording: {text}"))
+    elif trace.losses["missing_batches"]:
+        text = f"{trace.losses['missing_batches']:,} batches of operator records are missing"
+        notes.append(Note("warning", text))
+    notes.extend(Note("warning", problem) for problem in trace.problems)
+    return notes
+
+
+def incomplete(trace: Trace, selection: Selection) -> list[Note]:
+    """Graphs of the selection of which something is missing."""
+    chosen = trace.graphs[selection.graphs]
+    bad = int((~chosen["complete"]).sum())
+    if not bad:
+        return []
+    text = (
+        f"{bad:,} of {len(chosen):,} graphs are incomplete: what was seen of them counts, "
+        "their torn operators are left out of compute and wait"
+    )
+    return [Note("warning", text)]
+
+
+def of(trace: Trace, selection: Selection) -> tuple[Note, ...]:
+    """Both."""
+    return (*losses(trace), *incomplete(trace, selection))

@@ -1,0 +1,240 @@
+"""Layer 6: where the operators' time goes: by operator type, layer, role, node, shape.
+
+Must not import rich or anything above.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from profinfer.analysis import notes, shapes
+from profinfer.analysis.result import Column, Note, Result
+from profinfer.model.selection import Selection
+from profinfer.model.trace import Trace
+
+TIME = (
+    Column("wall_ns", "time", "ns", "From the release of the operator before to its own, summed."),
+    Column("share", "share", "ratio", "Part of the operators' time in this view.", bar=True),
+    Column("per_token_ns", "per token", "ns", "Time divided by the tokens of this view."),
+    Column("calls", "calls", "count", "How often it ran: graphs times nodes."),
+)
+SPLIT = (
+    Column("compute_ns", "compute", "ns", "Computing per token, mean over the threads."),
+    Column("wait_ns", "wait", "ns", "Waiting in its barrier per token, mean over the threads."),
+    Column("wait_share", "wait", "ratio", "Waiting as a part of computing and waiting."),
+)
+BY: dict[str, tuple[str, Column, list[str]]] = {
+    "op": ("Time by operator type", Column("op", "operator", "text", "Operator type."), ["op"]),
+    "role": (
+        "Time by role",
+        Column("role", "role", "text", "Part that the operator plays in the transformer."),
+        ["role"],
+    ),
+    "layer": (
+        "Time by layer",
+        Column("layer", "layer", "text", "Layer; - for what belongs to none."),
+        ["layer"],
+    ),
+}
+BRIEF_LAYERS = 16  # more than these are summed up in the short report
+
+
+def _grouped(
+    trace: Trace, selection: Selection, nodes: pd.DataFrame, keys: list[str]
+) -> tuple[pd.DataFrame, dict[str, Any]]:
+    """Sums per key over the selected operators, slowest first, and their totals."""
+    walls = selection.rows(trace.op_walls)
+    node = walls["node_id"].to_numpy()
+    whole = walls["complete"].to_numpy()
+    length = (walls["release_ns"] - walls["begin_ns"]).to_numpy()
+    # Events are summed per node first; only the nodes, which are few, are grouped by name.
+    per_node = {"calls": np.bincount(node, minlength=len(nodes)).astype(np.int64)}
+    for name, values in (
+        ("wall_ns", length),
+        # Integer nanoseconds: the mean over threads of one operator, rounded down.
+        ("compute_ns", _mean(walls, "compute_sum", whole)),
+        ("wait_ns", _mean(walls, "wait_sum", whole)),
+    ):
+        per_node[name] = np.zeros(len(nodes), np.int64)
+        np.add.at(per_node[name], node, values)
+    per_node["max_ns"] = np.zeros(len(nodes), np.int64)
+    np.maximum.at(per_node["max_ns"], node, length)
+    ran = per_node["calls"] > 0
+    frame = nodes[keys].assign(**per_node)[ran]
+    how = dict.fromkeys(["wall_ns", "calls", "compute_ns", "wait_ns"], "sum") | {"max_ns": "max"}
+    out = frame.groupby(keys, observed=True, sort=True).agg(how).reset_index()
+    out = out.sort_values("wall_ns", ascending=False, kind="stable").reset_index(drop=True)
+    total = {k: int(out[k].sum()) for k in ("wall_ns", "calls", "compute_ns", "wait_ns")}
+    return out, total
+
+
+def _mean(walls: pd.DataFrame, column: str, whole: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
+    """Mean over the threads of each operator; 0 where it is torn."""
+    mean = walls[column].to_numpy() // walls["threads"].to_numpy()
+    return np.where(whole, mean, 0)
+
+
+def _finished(
+    out: pd.DataFrame, total: dict[str, Any], n_tokens: int
+) -> tuple[pd.DataFrame, dict[str, Any]]:
+    """Shares and per-token values."""
+    wall = total["wall_ns"]
+    out["share"] = out["wall_ns"] / wall if wall else np.nan
+    both = out["compute_ns"] + out["wait_ns"]
+    out["wait_share"] = (out["wait_ns"] / both).where(both > 0)
+    out["mean_ns"] = out["wall_ns"] / out["calls"]
+    every = total["compute_ns"] + total["wait_ns"]
+    total["share"] = 1.0 if wall else None
+    total["wait_share"] = total["wait_ns"] / every if every else None
+    out["per_token_ns"] = out["wall_ns"] / n_tokens if n_tokens else np.nan
+    total["per_token_ns"] = wall / n_tokens if n_tokens else None
+    for name in ("compute_ns", "wait_ns"):
+        out[name] = out[name] / n_tokens if n_tokens else np.nan
+        total[name] = total[name] / n_tokens if n_tokens else None
+    return out, total
+
+
+def _fused_note(trace: Trace, selection: Selection) -> list[Note]:
+    walls = selection.rows(trace.op_walls)
+    fused = int((walls["fused"] > 1).sum())
+    if not fused:
+        return []
+    return [Note("info", f"{fused:,} operators ran fused: their time stands at the last one")]
+
+
+def by(trace: Trace, selection: Selection, key: str) -> Result:
+    """Time by "op", "role" or "layer"."""
+    title, column, keys = BY[key]
+    out, total = _grouped(trace, selection, trace.nodes, keys)
+    out, total = _finished(out, total, selection.n_tokens)
+    if key == "layer":
+        out = out.sort_values("layer", kind="stable").reset_index(drop=True)
+        inferred = bool(trace.nodes["layer_inferred"].any())
+        out["layer"] = out["layer"].astype(str).replace("-1", "-")
+    columns = (column, *TIME, *SPLIT)
+    extra = _fused_note(trace, selection) if key == "op" else []
+    if key == "layer" and inferred:
+        extra = [Note("info", "unnamed nodes count to the layer of the node before them")]
+    return Result(
+        f"operators_by_{key}",
+        title,
+        selection.description,
+        columns,
+        out[[c.name for c in columns]],
+        (*notes.of(trace, selection), *extra),
+        total,
+    )
+
+
+def layers_brief(trace: Trace, selection: Selection, top: int = 5) -> Result:
+    """Time by layer; of many layers the slowest, the median and the fastest."""
+    full = by(trace, selection, "layer")
+    frame = full.frame
+    inside = frame[frame["layer"] != "-"]
+    if len(inside) <= BRIEF_LAYERS:
+        return full
+    order = inside.sort_values("wall_ns", ascending=False, kind="stable")
+    middle, last = order.iloc[[len(order) // 2]], order.iloc[[-1]]
+    middle = middle.assign(layer=[f"median ({middle['layer'].iloc[0]})"])
+    last = last.assign(layer=[f"fastest ({last['layer'].iloc[0]})"])
+    brief = pd.concat([order.head(top), middle, last, frame[frame["layer"] == "-"]])
+    text = f"the {top} slowest of {len(order)} layers; all of them: --by layer"
+    return Result(
+        "layers_brief",
+        full.title,
+        full.scope,
+        full.columns,
+        brief.reset_index(drop=True),
+        (*full.notes, Note("info", text)),
+        full.total,
+    )
+
+
+def by_node(trace: Trace, selection: Selection, top: int | None = None) -> Result:
+    """The slowest individual operators, each named node over all graphs."""
+    nodes = shapes.with_problem(trace.nodes)
+    keys = ["name", "op", "weight"]
+    out, total = _grouped(trace, selection, nodes, keys)
+    out, total = _finished(out, total, selection.n_tokens)
+    rows = len(out)
+    out = out.head(top) if top else out
+    ran = np.unique(selection.rows(trace.op_walls)["node_id"].to_numpy())
+    seen = nodes.loc[ran, [*keys, "problem", "types", "layer"]].astype(
+        {"name": str, "op": str, "weight": str}
+    )
+    facts = seen.groupby(keys, sort=False).agg(
+        problem=("problem", "last"),
+        shapes=("problem", "nunique"),
+        types=("types", "last"),
+        layer=("layer", "last"),
+    )
+    out = out.astype({"name": str, "op": str, "weight": str}).join(facts, on=keys)
+    several = out["shapes"] > 1
+    out["problem"] = out["problem"].where(~several, out["problem"] + " ..")
+    out["layer"] = out["layer"].astype("Int64").where(out["layer"] >= 0)
+    columns = (
+        Column("name", "node", "text", "Name that the engine gives the tensor."),
+        Column("op", "operator", "text", "Operator type."),
+        Column(
+            "problem",
+            "shape",
+            "text",
+            "MxKxN of a matrix product, else the output; '..' if it changed.",
+        ),
+        Column("types", "type", "text", "Type of the weights of a matrix product, else of itself."),
+        Column("layer", "layer", "id", "Layer, if it belongs to one.", detail=True),
+        Column("weight", "weight", "text", "Name of its weight tensor.", detail=True),
+        TIME[0],
+        Column("share", "share", "ratio", TIME[1].description),
+        Column("mean_ns", "mean", "ns", "Time of one execution, mean."),
+        Column("max_ns", "max", "ns", "Time of the slowest execution.", detail=True),
+        Column("calls", "calls", "count", TIME[3].description, detail=True),
+        Column("wait_share", "wait", "ratio", SPLIT[2].description),
+    )
+    extra = []
+    if len(out) < rows:
+        extra = [Note("info", f"the {len(out)} slowest of {rows:,}; more: --top N")]
+    return Result(
+        "operators_by_node",
+        "Slowest operators",
+        selection.description,
+        columns,
+        out[[c.name for c in columns]],
+        (*notes.of(trace, selection), *extra),
+        total,
+    )
+
+
+def by_shape(trace: Trace, selection: Selection, top: int | None = None) -> Result:
+    """Time by what was computed: operator, size and type."""
+    nodes = shapes.with_problem(trace.nodes)
+    out, total = _grouped(trace, selection, nodes, ["op", "problem", "types"])
+    out, total = _finished(out, total, selection.n_tokens)
+    rows = len(out)
+    out = out.head(top) if top else out
+    columns = (
+        Column("op", "operator", "text", "Operator type."),
+        Column("problem", "shape", "text", "MxKxN of a matrix product, else the output."),
+        Column("types", "type", "text", "Type of the weights of a matrix product, else of itself."),
+        TIME[0],
+        Column("share", "share", "ratio", TIME[1].description),
+        TIME[3],
+        Column("mean_ns", "mean", "ns", "Time of one execution, mean."),
+        SPLIT[2],
+    )
+    extra = []
+    if len(out) < rows:
+        extra = [Note("info", f"the {len(out)} slowest of {rows:,}; more: --top N")]
+    return Result(
+        "operators_by_shape",
+        "Time by shape",
+        selection.description,
+        columns,
+        out[[c.name for c in columns]].astype({"op": str}),
+        (*notes.of(trace, selection), *extra),
+        total,
+    )

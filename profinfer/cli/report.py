@@ -1,0 +1,264 @@
+"""Layer 8: ``profinfer report``: choose the views, hand them to a renderer.
+
+Decides which views there are and in which order; computes nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from profinfer.cli import options
+from profinfer.errors import ProfinferError, UsageProblem
+
+if TYPE_CHECKING:
+    from profinfer.analysis.result import Result
+    from profinfer.model.selection import Selection
+    from profinfer.model.trace import Trace
+
+VIEWS = ("op", "layer", "role", "node", "shape", "thread", "token")
+TOP = 10  # slowest operators in the short report
+TOP_VIEW = 20  # rows of a long view when a person reads it
+
+
+class EmptyTrace(ProfinferError):
+    """There is nothing to report."""
+
+
+@dataclass(frozen=True)
+class ReportOptions:
+    """What the user asked for.
+
+    Attributes:
+        by: one view, None for the whole report.
+        phase: a phase, "all", or None for decode and prefill.
+        tokens: decoded tokens [a, b).
+        op: an operator type.
+        layer: layers [a, b).
+        top: rows of long views.
+        form: table, json or csv.
+        warmup: keep warm-up calls.
+    """
+
+    by: str | None
+    phase: str | None
+    tokens: tuple[int, int] | None
+    op: str | None
+    layer: tuple[int, int] | None
+    top: int | None
+    form: str
+    warmup: bool
+
+    @property
+    def narrowed(self) -> bool:
+        """Only a part of each graph is wanted."""
+        return self.op is not None or self.layer is not None
+
+
+@click.command(short_help="Print what a trace says.")
+@options.trace_argument
+@click.option("--by", type=click.Choice(VIEWS), help="One view instead of the whole report.")
+@options.phase_option
+@options.tokens_option
+@options.op_option
+@options.layer_option
+@click.option("--top", type=click.IntRange(min=1), metavar="N", help="Rows of a long view.")
+@options.format_option
+@click.option("--warmup", is_flag=True, help="Count warm-up runs, which are left out otherwise.")
+def command(
+    trace: str,
+    by: str | None,
+    phase: str | None,
+    tokens: tuple[int, int] | None,
+    op: str | None,
+    layer: tuple[int, int] | None,
+    top: int | None,
+    form: str,
+    warmup: bool,
+) -> None:
+    """Print what TRACE says: how fast, where the time went, what is missing.
+
+    Without options: the run, and for decode and prefill where the time goes, by operator type,
+    role and layer, the slowest operators, the threads. Warm-up runs are left out.
+    """
+    report(trace, ReportOptions(by, phase, tokens, op and op.upper(), layer, top, form, warmup))
+
+
+def report(path: str, asked: ReportOptions) -> None:
+    """Print the report of the trace at ``path`` to stdout.
+
+    Raises:
+        TraceError: the file is no trace.
+        EmptyTrace: it holds neither calls nor graphs, or none that were asked for.
+        UsageProblem: the options contradict each other or the trace.
+    """
+    from profinfer.model.trace import Trace
+
+    _check_usage(asked)
+    trace = Trace.open(path)
+    _check_level(trace, asked)
+    selections = _selections(trace, asked)
+    results = list(_views(trace, asked, selections))
+    if asked.form == "json":
+        from profinfer.render.machine import to_json
+
+        click.echo(to_json(results, _about(trace), _wanted(asked)))
+    elif asked.form == "csv":
+        from profinfer.render.machine import to_csv
+
+        if len(results) != 1:
+            names = ", ".join(f"--phase {s.phase}" for s in selections)
+            raise UsageProblem("CSV holds one table, this would be several", f"one of {names}")
+        click.echo(to_csv(results[0]), nl=False)
+    else:
+        _print(trace, results)
+
+
+def _check_usage(asked: ReportOptions) -> None:
+    if asked.form == "csv" and asked.by is None:
+        raise UsageProblem("--format csv needs one view", "--format csv --by op --phase decode")
+    if asked.tokens and asked.phase not in (None, "decode", "all"):
+        raise UsageProblem("--tokens counts decoded tokens", "--phase decode --tokens 0:10")
+    if asked.by == "token" and asked.narrowed:
+        raise UsageProblem("--by token shows whole calls", "leave out --op and --layer")
+
+
+def _check_level(trace: Trace, asked: ReportOptions) -> None:
+    """A clear line for what this trace cannot tell."""
+    if not len(trace.calls) and not len(trace.graphs):
+        raise EmptyTrace(
+            f"{trace.path} holds no call and no graph: the program ran no inference while recorded",
+            f"profinfer info {trace.path}",
+        )
+    needs_ops = asked.by not in (None, "token") or asked.narrowed
+    if needs_ops and not len(trace.ops):
+        level = trace.meta.plan.level or "graph"
+        raise UsageProblem(
+            f"{trace.path} holds no operators: it was recorded at level {level}",
+            "profinfer record --level op -- PROGRAM ...",
+        )
+    if asked.op is not None and asked.op not in trace.nodes["op"].cat.categories:
+        ran = trace.nodes["op"][~trace.nodes["empty"]].unique()
+        known = ", ".join(sorted(map(str, ran))[:12])
+        raise UsageProblem(f"no operator {asked.op} in this trace", f"one of {known}")
+
+
+def _selections(trace: Trace, asked: ReportOptions) -> list[Selection]:
+    """One selection per phase that is reported, decode first."""
+
+    def select(phase: str | None, warmup: bool = False) -> Selection:
+        return trace.select(
+            phase=phase, tokens=asked.tokens, op=asked.op, layer=asked.layer, warmup=warmup
+        )
+
+    if asked.phase == "all" or (asked.warmup and asked.phase is None):
+        found = [select(None, True)]
+    elif asked.phase is not None:
+        found = [select(asked.phase)]
+    elif asked.tokens is not None:
+        found = [select("decode")]
+    elif asked.by == "token":
+        found = [select(None)]
+    else:
+        found = [s for phase in ("decode", "prefill", "encode") if not (s := select(phase)).empty]
+        found = found or [select(None)]
+    found = [s for s in found if not s.empty]
+    if not found:
+        have = trace.calls["phase"].value_counts()
+        said = ", ".join(f"{n} {p}" for p, n in have.items() if n) or "no calls"
+        raise EmptyTrace(f"nothing in {trace.path} is selected by these options", f"it has {said}")
+    return found
+
+
+def _views(trace: Trace, asked: ReportOptions, selections: list[Selection]) -> Iterator[Result]:
+    """The Results, in order."""
+    from profinfer.analysis import operators, overview, threads, tokens
+
+    human = asked.form == "table"
+    top = asked.top or (TOP_VIEW if human else None)
+    if asked.by is not None:
+        for chosen in selections:
+            if asked.by == "node":
+                yield operators.by_node(trace, chosen, top)
+            elif asked.by == "shape":
+                yield operators.by_shape(trace, chosen, top)
+            elif asked.by == "thread":
+                yield threads.threads(trace, chosen)
+            elif asked.by == "token":
+                yield tokens.tokens(trace, chosen, asked.top)
+            else:
+                yield operators.by(trace, chosen, asked.by)
+        return
+    yield overview.overview(trace)
+    if len(trace.calls):
+        yield overview.phases(trace)
+    for chosen in selections:
+        if chosen.n_calls and not asked.narrowed:
+            yield overview.ledger(trace, chosen)
+        if len(trace.ops):
+            yield operators.by(trace, chosen, "op")
+            yield operators.by(trace, chosen, "role")
+            brief = operators.layers_brief if human else operators.by
+            yield brief(trace, chosen) if human else operators.by(trace, chosen, "layer")
+            yield operators.by_node(trace, chosen, asked.top or (TOP if human else None))
+            yield threads.threads(trace, chosen)
+        elif chosen.n_graphs:
+            yield tokens.graphs(trace, chosen)
+    yield overview.self_check(trace)
+
+
+def _print(trace: Trace, results: list[Result]) -> None:
+    """To stdout; what is lost or incomplete stands above everything and under each view."""
+    from rich.console import Console
+
+    from profinfer.render.console import note_lines, render
+
+    console = Console(highlight=False, soft_wrap=False)
+    said: set[str] = set()
+    for number, result in enumerate(results):
+        if number:
+            console.print()
+        if result.name == "self_check":
+            bad = any(n.severity != "info" for n in result.notes)
+            word = "Self-check: " + ("" if bad else "all well: ")
+            for line in note_lines(result.notes, console.width - len("Self-check: ")):
+                console.print(word, line, sep="", end="\n")
+                word = "  "
+            continue
+        fresh = tuple(n for n in result.notes if n.severity != "info" or n.text not in said)
+        said |= {n.text for n in result.notes}
+        console.print(render(result, console, footer=False))
+        for line in note_lines(fresh, console.width):
+            console.print(line)
+
+
+def _about(trace: Trace) -> dict[str, Any]:
+    """What the trace says of itself, for the JSON document."""
+    meta = trace.meta
+    return {
+        "path": str(trace.path),
+        "profinfer": meta.profinfer,
+        "created_utc": meta.created_utc,
+        "argv": list(meta.target.argv),
+        "engine": meta.engine.name,
+        "engine_version": meta.engine.version,
+        "machine": meta.host.machine,
+        "cpu_model": meta.host.cpu_model,
+        "level": meta.plan.level,
+        "complete": trace.reader.complete,
+        "losses": {k: n for k, n in trace.losses.items() if n},
+    }
+
+
+def _wanted(asked: ReportOptions) -> dict[str, Any]:
+    return {
+        "by": asked.by,
+        "phase": asked.phase,
+        "tokens": asked.tokens,
+        "op": asked.op,
+        "layer": asked.layer,
+        "warmup": asked.warmup,
+    }

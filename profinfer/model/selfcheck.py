@@ -1,0 +1,159 @@
+"""Layer 5: does the trace agree with itself? One check per question, one sentence per answer.
+
+Must not import the analyses or above.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from profinfer.model.trace import Trace
+
+# Below this share a graph's wall time is not explained by its operators and gaps.
+EXPLAINED_MIN = 0.98
+
+
+@dataclass(frozen=True)
+class Check:
+    """One question about the trace.
+
+    Attributes:
+        name: short and stable, for machines.
+        ok: the answer is as it should be.
+        text: the answer as a sentence, with numbers.
+        severity: what a failure means: "warning" (numbers hold, something is missing) or
+            "error" (numbers may be wrong).
+    """
+
+    name: str
+    ok: bool
+    text: str
+    severity: str = "warning"
+
+
+def explained(trace: Trace) -> float | None:
+    """Share of all graphs' wall time that their operators cover, gaps not counted; None without."""
+    walls = trace.op_walls
+    if not len(walls):
+        return None
+    graphs = trace.graphs
+    whole = graphs["complete"].to_numpy()
+    inside = whole[walls["graph_id"].to_numpy()]
+    covered = (walls["release_ns"] - walls["begin_ns"]).to_numpy()[inside].sum()
+    wall = (graphs["end_ns"] - graphs["begin_ns"]).to_numpy()[whole].sum()
+    return float(covered / wall) if wall else None
+
+
+def _sums(trace: Trace) -> Check | None:
+    """start gap + operator walls + end gap must be the graph's wall time, to the nanosecond."""
+    walls, graphs = trace.op_walls, trace.graphs
+    if not len(walls):
+        return None
+    total = np.zeros(len(graphs), np.int64)
+    length = (walls["release_ns"] - walls["begin_ns"]).to_numpy()
+    np.add.at(total, walls["graph_id"].to_numpy(), length)
+    begin, end = graphs["begin_ns"].to_numpy(), graphs["end_ns"].to_numpy()
+    enter, release = graphs["enter_ns"].to_numpy(), graphs["release_ns"].to_numpy()
+    whole = graphs["complete"].to_numpy() & (release >= 0) & (enter >= 0)
+    start_gap, end_gap = enter - begin, end - release
+    off = np.abs(start_gap + total + end_gap - (end - begin))
+    negative = (start_gap < 0) | (end_gap < 0)
+    bad = int(((off > 0) | negative)[whole].sum())
+    return Check(
+        "graph_sums",
+        bad == 0,
+        "operators and gaps sum to each graph's wall time"
+        if not bad
+        else f"{bad} graphs' operators and gaps do not sum to their wall time",
+        "error",
+    )
+
+
+def _lost(trace: Trace) -> Check:
+    lost = {k: n for k, n in trace.losses.items() if n and k.startswith(("lost_", "missing_"))}
+    lost |= {k: trace.losses[k] for k in ("no_slot", "unreadable", "too_many_nodes")
+             if trace.losses[k]}  # fmt: skip
+    text = ", ".join(f"{n:,} {k.replace('_', ' ')}" for k, n in lost.items())
+    return Check("losses", not lost, f"records are missing: {text}" if lost else "nothing lost")
+
+
+def _counted(trace: Trace, name: str, good: str, bad: dict[str, str], severity: str) -> Check:
+    found = [f"{trace.losses[k]:,} {what}" for k, what in bad.items() if trace.losses[k]]
+    return Check(name, not found, ", ".join(found) if found else good, severity)
+
+
+def checks(trace: Trace) -> list[Check]:
+    """All questions that this trace can answer."""
+    out = [
+        Check(
+            "file",
+            not trace.problems,
+            "; ".join(trace.problems) if trace.problems else "file whole",
+        ),
+        _lost(trace),
+        _counted(
+            trace,
+            "pairs",
+            "every begin has its end",
+            {f"unmatched_{k}": f"unmatched {k}" for k in ("calls", "samples", "splits", "graphs")}
+            | {f"cut_{k}": f"{k} cut off by the end of the recording"
+               for k in ("calls", "samples", "splits", "graphs")},  # fmt: skip
+            "warning",
+        ),
+    ]
+    if trace.meta.plan.ops.mode != "none" and len(trace.graphs):
+        whole, total = int(trace.graphs["complete"].sum()), len(trace.graphs)
+        out.append(
+            Check(
+                "nodes",
+                whole == total,
+                f"every node once per thread in all {total:,} graphs"
+                if whole == total
+                else f"{total - whole:,} of {total:,} graphs are incomplete",
+            )
+        )
+        out.append(
+            _counted(
+                trace,
+                "clock",
+                "clock and order sane",
+                {
+                    "backwards_events": "events older than the one before",
+                    "clipped_ops": "operators that end before they begin",
+                    "disordered_ops": "operators out of order",
+                },
+                "error",
+            )
+        )
+        out.append(
+            _counted(
+                trace,
+                "definitions",
+                "all nodes understood",
+                {
+                    "unknown_ops": "nodes of unknown operator",
+                    "implausible_nodes": "implausible nodes",
+                    "unread_nodes": "unread nodes",
+                    "undefined_graphs": "graphs without definition",
+                    "bad_index_ops": "records of nodes that the graph does not have",
+                    "orphan_ops": "operator records without a graph",
+                    "ambiguous_ops": "operator records with an ambiguous address",
+                },
+                "error",
+            )
+        )
+        sums = _sums(trace)
+        if sums:
+            out.append(sums)
+        share = explained(trace)
+        if share is not None:
+            out.append(
+                Check(
+                    "explained",
+                    share >= EXPLAINED_MIN,
+                    f"operators explain {100 * share:.1f} % of the graphs' time",
+                )
+            )
+    return out

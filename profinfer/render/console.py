@@ -1,0 +1,270 @@
+"""Layer 7: Results as text for a terminal. Formats and lays out; computes and prints nothing.
+
+Every line fits the console's width: text columns give way with an ellipsis, details appear only
+where there is room, and what is left over becomes the bar. Must not import the command line.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+from rich.console import Console, Group, RenderableType
+from rich.text import Text
+
+from profinfer import units
+from profinfer.analysis.result import Column, Note, Result
+
+BAR_MAX = 24
+BAR_MIN = 4
+TEXT_MIN = 8
+_EIGHTHS = " ▏▎▍▌▋▊▉"
+_STYLE = {"info": "dim", "warning": "yellow", "error": "bold red"}
+_SIGN = {"info": "", "warning": "Warning: ", "error": "ERROR: "}
+
+
+@dataclass
+class _Cells:
+    """One column, formatted."""
+
+    title: str
+    unit: str
+    cells: list[str]
+    total: str
+    left: bool
+    ratios: list[float] | None = None
+
+    @property
+    def width(self) -> int:
+        return max(map(len, (self.title, self.unit, self.total, *self.cells)), default=0)
+
+
+def render(result: Result, console: Console, *, footer: bool = True) -> RenderableType:
+    """A Result as something to print on ``console``, at most as wide as it.
+
+    Args:
+        result: what to show.
+        console: where it will be shown; asked for its width only.
+        footer: show the notes.
+    """
+    width = console.width
+    parts: list[RenderableType] = [_heading(result, width)]
+    if not len(result.frame):
+        parts.append(Text("  nothing to show", style="dim"))
+    elif result.layout == "record":
+        parts.extend(_record(result, width))
+    else:
+        parts.extend(_table(result, width))
+    if footer:
+        parts.extend(note_lines(result.notes, width))
+    return Group(*parts)
+
+
+def note_lines(notes: Iterable[Note], width: int) -> list[Text]:
+    """Notes, wrapped at words, warnings first."""
+    rank = {"error": 0, "warning": 1, "info": 2}
+    out = []
+    for note in sorted(notes, key=lambda n: rank[n.severity]):
+        for i, line in enumerate(_wrap(_SIGN[note.severity] + note.text, width - 2)):
+            out.append(Text(("  " if i else "") + line, style=_STYLE[note.severity]))
+    return out
+
+
+def _heading(result: Result, width: int) -> Text:
+    title = Text(result.title, style="bold")
+    scope = f"  {result.scope}"
+    if len(result.title) + len(scope) <= width:
+        return title.append(scope, style="dim")
+    lines = _wrap(result.scope, width - 2)
+    return title.append("".join(f"\n  {line}" for line in lines), style="dim")
+
+
+def _wrap(text: str, width: int) -> list[str]:
+    lines = [""]
+    for word in text.split():
+        if lines[-1] and len(lines[-1]) + 1 + len(word) > width:
+            lines.append(word)
+        else:
+            lines[-1] = f"{lines[-1]} {word}".lstrip()
+    return [_fit(line, width) for line in lines]
+
+
+def _fit(text: str, width: int) -> str:
+    return text if len(text) <= width else text[: max(width - 1, 0)] + "…"
+
+
+# -- one row, read from top to bottom ----------------------------------------------------------
+
+
+def _record(result: Result, width: int) -> list[Text]:
+    """Texts line by line, then the numbers in three columns."""
+    row = result.frame.iloc[0]
+    shown = [c for c in result.columns if not _missing(row[c.name])]
+    texts = [c for c in shown if c.unit == "text"]
+    numbers = [c for c in shown if c.unit != "text"]
+    label = max((len(c.title) for c in texts), default=0)
+    out = [
+        Text(f"  {c.title:<{label}}  ", style="dim").append(
+            _fit(str(row[c.name]), width - label - 4), style="default"
+        )
+        for c in texts
+    ]
+    across = max(1, min(3, width // 26))
+    down = -(-len(numbers) // across)
+    columns = [numbers[i : i + down] for i in range(0, len(numbers), down)] if down else []
+    names = [max(len(c.title) for c in column) for column in columns]
+    values = [[single(row[c.name], c.unit) for c in column] for column in columns]
+    wide = [max(map(len, column)) for column in values]
+    for line in range(down):
+        text = Text()
+        for i, column in enumerate(columns):
+            if line < len(column):
+                text.append("  " if not i else "    ")
+                text.append(f"{column[line].title:<{names[i]}}", style="dim")
+                text.append(f"  {values[i][line]:>{wide[i]}}")
+        out.append(text)
+    return out
+
+
+def single(value: Any, unit: str) -> str:
+    """One value with its unit."""
+    if unit == "ns":
+        return units.format_ns(value)
+    if unit == "bytes":
+        return units.format_bytes(value)
+    if unit == "per_s":
+        return units.format_rate(value, "tok")
+    if unit == "ratio":
+        return units.format_percent(value)
+    if unit == "count":
+        return units.format_count(value)
+    return str(value)
+
+
+# -- tables ------------------------------------------------------------------------------------
+
+
+def _missing(value: Any) -> bool:
+    return value is None or bool(pd.isna(value))
+
+
+def _column(column: Column, result: Result) -> _Cells:
+    """Format one column; all its cells get the same unit and number of digits."""
+    values = result.frame[column.name].tolist()
+    total = (result.total or {}).get(column.name)
+    ratios = None
+    known = [abs(v) for v in (*values, total) if not _missing(v) and not isinstance(v, str)]
+    most = max(known, default=0)
+    unit = ""
+    if column.unit == "ns":
+        # The largest entry of the rows decides: totals may be longer, rows must be readable.
+        rows = max((abs(v) for v in values if not _missing(v)), default=0)
+        unit, scale = ("ms", 1e6) if rows >= 1e7 else ("µs", 1e3)
+        digits = 1 if most / scale >= 10 else 2
+        cells = [_number(v, scale, digits) for v in (*values, total)]
+    elif column.unit == "ratio":
+        unit = "%"
+        cells = [_number(v, 0.01, 1) for v in (*values, total)]
+        if column.bar:
+            ratios = [0.0 if _missing(v) else float(v) for v in values]
+    elif column.unit == "per_s":
+        cells = [_number(v, 1, 1) for v in (*values, total)]
+    elif column.unit == "count":
+        cells = [_number(v, 1, 0) for v in (*values, total)]
+    elif column.unit == "bytes":
+        cells = [units.format_bytes(None if _missing(v) else v) for v in (*values, total)]
+    else:
+        cells = ["-" if _missing(v) else str(v) for v in (*values, total)]
+    if _missing(total):
+        cells[-1] = ""
+    return _Cells(column.title, unit, cells[:-1], cells[-1], column.unit == "text", ratios)
+
+
+def _number(value: Any, scale: float, digits: int) -> str:
+    if _missing(value):
+        return units.MISSING
+    scaled = value / scale
+    if value and abs(scaled) < 0.5 * 10**-digits:
+        return f"<{10**-digits:.{digits}f}" if value > 0 else "<0"
+    return f"{scaled:,.{digits}f}"
+
+
+def _table(result: Result, width: int) -> list[Text]:
+    columns = [_column(c, result) for c in result.columns if not c.detail]
+    details = [c for c in result.columns if c.detail]
+    for column in details:
+        extra = _column(column, result)
+        if sum(c.width + 2 for c in (*columns, extra)) + BAR_MIN <= width:
+            columns.append(extra)
+    widths = _widths(columns, width)
+    bar = _bar_width(columns, widths, width)
+    lines = [_line([c.title for c in columns], columns, widths, bar, None, "bold")]
+    if any(c.unit for c in columns):
+        lines.append(_line([c.unit for c in columns], columns, widths, bar, None, "dim"))
+    top = max((max(c.ratios, default=0) for c in columns if c.ratios), default=0)
+    for row in range(len(result.frame)):
+        bars = next((c.ratios[row] / top for c in columns if c.ratios and top), None)
+        lines.append(_line([c.cells[row] for c in columns], columns, widths, bar, bars, "default"))
+    if result.total is not None and len(result.frame) > 1:
+        cells = [c.total for c in columns]
+        if columns[0].left:
+            cells[0] = "total"
+        lines.append(_line(cells, columns, widths, bar, None, "bold"))
+    return lines
+
+
+def _gap(columns: list[_Cells]) -> int:
+    return 2 if len(columns) < 8 else 1
+
+
+def _widths(columns: list[_Cells], width: int) -> list[int]:
+    """Natural widths; the widest text columns shrink until a line fits."""
+    widths = [c.width for c in columns]
+    gap = _gap(columns)
+    while (over := sum(widths) + gap * (len(widths) - 1) + 2 - width) > 0:
+        texts = [i for i, c in enumerate(columns) if c.left and widths[i] > TEXT_MIN]
+        if not texts:
+            break
+        widest = max(texts, key=lambda i: widths[i])
+        others = [widths[i] for i in texts if i != widest]
+        step = max(1, min(over, widths[widest] - max((*others, TEXT_MIN))))
+        widths[widest] -= step
+    return widths
+
+
+def _bar_width(columns: list[_Cells], widths: list[int], width: int) -> int:
+    if not any(c.ratios for c in columns):
+        return 0
+    left = width - 2 - sum(widths) - _gap(columns) * (len(widths) - 1) - 1
+    return min(left, BAR_MAX) if left >= BAR_MIN else 0
+
+
+def _line(
+    cells: list[str],
+    columns: list[_Cells],
+    widths: list[int],
+    bar: int,
+    share: float | None,
+    style: str,
+) -> Text:
+    text = Text("  ", no_wrap=True, overflow="crop")
+    gap = " " * _gap(columns)
+    for i, (cell, column, width) in enumerate(zip(cells, columns, widths, strict=True)):
+        fitted = _fit(cell, width)
+        text.append(fitted.ljust(width) if column.left else fitted.rjust(width), style=style)
+        if column.ratios is not None and bar:
+            text.append(" ")
+            text.append(_bar(share, bar) if share is not None else " " * bar, style="cyan")
+        if i + 1 < len(columns):
+            text.append(gap)
+    text.rstrip()
+    return text
+
+
+def _bar(share: float, width: int) -> str:
+    """A bar of ``share`` of ``width`` characters, in eighths of one."""
+    eighths = round(max(0.0, min(1.0, share)) * width * 8)
+    full, rest = divmod(eighths, 8)
+    return ("█" * full + (_EIGHTHS[rest] if rest else "")).ljust(width)

@@ -1,0 +1,82 @@
+"""Layer 7: Results as JSON and CSV, in the units they are stored in. Computes nothing.
+
+The JSON schema is ``profinfer.report/1``, described in ``docs/metrics.md``: keys may be added
+within a version, never renamed or given another meaning. Must not import the command line.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import pandas as pd
+
+from profinfer.analysis.result import Result
+
+SCHEMA = "profinfer.report/1"
+
+
+def plain(value: Any) -> Any:
+    """A value as JSON knows it: numpy numbers become Python's, what is missing becomes None."""
+    if value is None or value is pd.NA:
+        return None
+    if hasattr(value, "item"):
+        value = value.item()
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            return None
+        # Counts of nanoseconds that pandas keeps as floats because one of them is missing.
+        return int(value) if value.is_integer() and abs(value) < 1 << 53 else round(value, 6)
+    return value
+
+
+def as_object(result: Result) -> dict[str, Any]:
+    """One Result as a JSON object."""
+    names = [c.name for c in result.columns]
+    values = [[plain(v) for v in result.frame[name].tolist()] for name in names]
+    total = None
+    if result.total is not None:
+        total = {k: plain(v) for k, v in result.total.items() if k in names}
+    return {
+        "name": result.name,
+        "title": result.title,
+        "scope": result.scope,
+        "columns": [
+            {"name": c.name, "title": c.title, "unit": c.unit, "description": c.description}
+            for c in result.columns
+        ],
+        "rows": [dict(zip(names, row, strict=True)) for row in zip(*values, strict=True)],
+        "total": total,
+        "notes": [{"severity": n.severity, "text": n.text} for n in result.notes],
+    }
+
+
+def to_json(results: Sequence[Result], trace: dict[str, Any], selection: dict[str, Any]) -> str:
+    """All Results as one JSON document.
+
+    Args:
+        results: in the order of the report.
+        trace: what the trace says of itself.
+        selection: what the user asked for.
+    """
+    document = {
+        "schema": SCHEMA,
+        "trace": trace,
+        "selection": selection,
+        "results": [as_object(result) for result in results],
+    }
+    return json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False)
+
+
+def to_csv(result: Result) -> str:
+    """One Result as CSV; the header gives each column's unit in brackets. Missing is empty."""
+    out = io.StringIO()
+    write = csv.writer(out, lineterminator="\n")
+    write.writerow([f"{c.name} [{c.unit}]" for c in result.columns])
+    columns = [[plain(v) for v in result.frame[c.name].tolist()] for c in result.columns]
+    write.writerows(["" if v is None else v for v in row] for row in zip(*columns, strict=True))
+    return out.getvalue()
