@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import re
 import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,9 +16,8 @@ from typing import BinaryIO
 
 import click
 
+from profinfer.cli import options as shared
 from profinfer.errors import ProfinferError, UsageProblem
-
-PHASES = ("prefill", "decode", "encode", "warmup", "other")
 
 
 @dataclass(frozen=True)
@@ -30,30 +28,15 @@ class ExportOptions:
         trace: the recording.
         output: where the timeline goes.
         force: overwrite it.
-        phase: only calls of this phase.
+        phase: only calls of this phase; "all" for everything, warm-up included.
         tokens: only decode steps whose index lies in [a, b).
     """
 
     trace: Path
     output: Path
     force: bool
-    phase: str | None
+    phase: str
     tokens: tuple[int, int] | None
-
-
-def _token_range(
-    _ctx: click.Context, _param: click.Parameter, value: str | None
-) -> tuple[int, int] | None:
-    """``A:B`` as numbers; either may be missing."""
-    if value is None:
-        return None
-    match = re.fullmatch(r"(\d*):(\d*)", value)
-    if match is None:
-        raise click.BadParameter("not of the form A:B, such as 10:20, 10: or :20")
-    first, end = int(match[1] or 0), int(match[2] or 2**31)
-    if first >= end:
-        raise click.BadParameter(f"{value} is empty: it ends before it begins")
-    return first, end
 
 
 def _is_plain(options: ExportOptions) -> bool:
@@ -129,8 +112,9 @@ def export(options: ExportOptions) -> None:
     plain = _is_plain(options)  # before the work
     trace = Trace.open(options.trace)
     selection = None
-    if options.phase is not None or options.tokens is not None:
-        selection = trace.select(phase=options.phase, tokens=options.tokens)
+    phase = None if options.phase == "all" else options.phase
+    if phase is not None or options.tokens is not None:
+        selection = trace.select(phase=phase, tokens=options.tokens)
         if selection.empty:
             raise UsageProblem(
                 f"nothing to export: {options.trace} has no such calls ({selection.description})",
@@ -159,7 +143,7 @@ def export(options: ExportOptions) -> None:
 
 
 @click.command("export")
-@click.argument("trace", type=click.Path(path_type=Path))
+@shared.trace_argument
 @click.option(
     "-o",
     "--output",
@@ -167,23 +151,20 @@ def export(options: ExportOptions) -> None:
     help="Where to write; default: the trace's name with .pftrace.",
 )
 @click.option("--force", is_flag=True, help="Overwrite the output file.")
-@click.option("--phase", type=click.Choice(PHASES), help="Only calls of this phase.")
 @click.option(
-    "--tokens",
-    metavar="A:B",
-    callback=_token_range,
-    help="Only decode steps A to B-1 of each generation.",
+    "--phase",
+    type=click.Choice(shared.PHASES),
+    default="all",
+    show_default=True,
+    help="Only calls of this phase.",
 )
+@shared.tokens_option
 def command(
-    trace: Path,
-    output: Path | None,
-    force: bool,
-    phase: str | None,
-    tokens: tuple[int, int] | None,
+    trace: str, output: Path | None, force: bool, phase: str, tokens: tuple[int, int] | None
 ) -> None:
     """Write a timeline that ui.perfetto.dev opens.
 
     TRACE is a file that `profinfer record` wrote. The same trace always gives the same bytes.
     """
-    output = output or trace.with_suffix(".pftrace")
-    export(ExportOptions(trace, output, force, phase, tokens))
+    path = Path(trace)
+    export(ExportOptions(path, output or path.with_suffix(".pftrace"), force, phase, tokens))
