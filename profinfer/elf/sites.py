@@ -104,11 +104,17 @@ def at_insn(
     return Site(
         address=address,
         offset=decoder.image.file_offset(address),
-        insn=insn.text,
+        insn=_shown(decoder, insn),
         raw=insn.raw,
         emulated=emulated_as(insn.raw, machine, kernel or running_kernel()),
         stack_delta=stack_delta,
     )
+
+
+def _shown(decoder: Decoder, insn: Insn) -> str:
+    """The instruction for people: a call by the name of what it calls."""
+    name = decoder.call_name(insn) if insn.flow in ("call", "jmp") else None
+    return f"{insn.mnemonic} {name}" if name and not name.startswith("_Z") else insn.text
 
 
 def _stack_moved(insn: Insn, stack: str) -> int | None:

@@ -55,3 +55,33 @@ def layouts() -> tuple[Layout, ...]:
     return tuple(
         Layout(**table) for table in load_from("profinfer.engine", "layouts.toml")["layout"]
     )
+
+
+@cache
+def backends() -> dict[str, str]:
+    """Guid of a backend (32 hex digits) -> its name."""
+    return dict(load_from("profinfer.engine", "guids.toml")["backend"])
+
+
+@dataclass(frozen=True)
+class OperatorFacts:
+    """What is known of operators beyond their names.
+
+    Attributes:
+        empty: operators without work.
+        fused: runs of operators that may be computed as one node.
+        parameter: operator -> the table of names that its first parameter indexes.
+    """
+
+    empty: frozenset[str]
+    fused: tuple[tuple[str, ...], ...]
+    parameter: dict[str, str]
+
+
+@cache
+def operators() -> OperatorFacts:
+    """Facts about operators."""
+    data = load_from("profinfer.engine", "ops.toml")
+    return OperatorFacts(
+        frozenset(data["empty"]), tuple(tuple(run) for run in data["fused"]), data["parameter"]
+    )

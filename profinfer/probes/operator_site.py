@@ -191,7 +191,7 @@ def _prove(
         leave=leave,
         barrier_always=not guarded,
         proof=(
-            f"after the call the next node is {index}{following.const:+d}, compared with "
+            f"after the call the next node is {_sum(index, following.const)}, compared with "
             f"n_nodes and loaded from nodes of {cgraph}"
         ),
     )
@@ -294,6 +294,10 @@ def _runs_into(decoder: Decoder, at: int, goal: int, limit: int = 12) -> bool:
         else:
             at = insn.end
     return False
+
+
+def _sum(place: Location, constant: int) -> str:
+    return f"{place} {constant:+d}" if constant else str(place)
 
 
 def location(value: Value) -> Location | None:

@@ -1,0 +1,238 @@
+"""Layer 8: ``profinfer probes``: which probes a program would get, what they cost, and why.
+
+Owns the layout of that page. Needs no privileges: it only reads files.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+    from rich.table import Table
+
+    from profinfer.elf.modules import Program
+    from profinfer.probes.plan import Probe, ProbePlan
+
+_WHAT = {
+    "call": "token calls",
+    "sample": "sampling",
+    "warmup": "warm-up marks",
+    "split": "splits of a graph",
+    "graph": "graphs",
+    "leafs": "leafs of a graph",
+    "op": "operators, each thread",
+}
+_OPERATOR = {
+    "op.enter": "a thread enters the loop",
+    "op.begin": "an operator begins",
+    "op.end": "an operator ends",
+    "op.barrier": "a thread waits",
+    "op.leave": "a thread leaves the loop",
+}
+_SHOWN_FACTS = 3  # struct offsets named in the table; JSON has them all
+
+
+@click.command(context_settings={"ignore_unknown_options": True})
+@click.argument("program")
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+@click.option(
+    "--level",
+    type=click.Choice(["token", "graph", "op"]),
+    default="op",
+    show_default=True,
+    help="How deep to look.",
+)
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(["table", "json"]),
+    default="table",
+    show_default=True,
+    help="For a person or for a program.",
+)
+def command(program: str, arguments: tuple[str, ...], level: str, form: str) -> None:
+    """Show which probes PROGRAM would get, and why. Needs no privileges.
+
+    ARGUMENTS of the program may follow and are ignored.
+    """
+    from profinfer.elf.modules import open_program
+    from profinfer.probes.plan import make_plan
+
+    opened = open_program(program)
+    plan = make_plan(opened, level)
+    if form == "json":
+        click.echo(json.dumps(describe(opened, plan), indent=2))
+        return
+    from rich.console import Console
+
+    show(opened, plan, Console(highlight=False, soft_wrap=False))
+
+
+def describe(program: Program, plan: ProbePlan) -> dict[str, Any]:
+    """The plan as one JSON object."""
+    return {
+        "program": str(program.path),
+        "missing_libraries": list(program.missing),
+        "engine": plan.engine_json(),
+        "plan": plan.to_json(),
+    }
+
+
+def show(program: Program, plan: ProbePlan, console: Console) -> None:
+    """Print the plan for a person."""
+    console.print(_facts(program, plan))
+    console.print()
+    for line in _probes(plan, console.width):
+        console.print(line)
+    if plan.skipped:
+        console.print()
+        console.print(_skipped(plan))
+    console.print()
+    console.print(_verdict(plan), soft_wrap=False)
+
+
+def _facts(program: Program, plan: ProbePlan) -> Table:
+    from rich.markup import escape
+
+    engine = plan.engine_json()
+    table = _grid(("bold", 9), (None, None))
+    table.add_row("program", escape(_path(program.path)))
+    version = f"ggml {engine['version']}" if engine["version"] else "ggml of unknown version"
+    if engine["commit"]:
+        version += f", commit {engine['commit']}"
+    table.add_row("engine", f"{engine['name']}, {version}")
+    table.add_row("", *_dim(f"from {engine['evidence']}") if engine["evidence"] else ("",))
+    for image in plan.images:
+        roles = ", ".join(image.roles)
+        table.add_row("image", f"{image.elf.soname}  [dim]{roles}[/dim]")
+    table.add_row("layout", *_layout(plan))
+    facts = plan.facts
+    if facts.ops:
+        known = sum(t is not None for t in facts.types)
+        table.add_row("names", f"{len(facts.ops)} operators, {known} tensor types")
+        table.add_row("", *_dim(facts.evidence["ops"]))
+    if program.missing:
+        table.add_row("missing", f"[yellow]{', '.join(program.missing)}[/yellow]")
+    return table
+
+
+def _layout(plan: ProbePlan) -> tuple[str]:
+    if plan.layout is None:
+        needed = plan.level != "token"
+        return ("[yellow]unknown[/yellow]" if needed else "not needed at this level",)
+    offsets = plan.facts.offsets
+    named = ", ".join(f"{k} {v}" for k, (v, _f) in list(offsets.items())[:_SHOWN_FACTS])
+    return (
+        f"{plan.layout.id}  [dim]{len(offsets)} of {len(offsets)} offsets that the code gives "
+        f"away agree ({named}, …)[/dim]",
+    )
+
+
+def _probes(plan: ProbePlan, width: int) -> Iterator[str]:
+    """Two lines a probe: what, instruction, how and cost; then where."""
+    from rich.markup import escape
+
+    what = max(len(_label(p)) for p in plan.probes) + 2
+    insn = min(22, width - 2 - what - 20)
+    yield f"[bold]  {'probe':<{what}}{'instruction':<{insn}}{'':<9}{'ns/hit':>9}[/bold]"
+    group = ""
+    for entry, back in _pairs(plan.probes):
+        kind = entry.role.split(".")[0]
+        if kind != group:
+            group = kind
+            yield f"[cyan]{_WHAT[kind]}[/cyan]"
+        text = entry.insn if len(entry.insn) < insn else entry.insn[: insn - 2] + "…"
+        how = "emulated" if entry.emulated else "[yellow]stepped[/yellow] "
+        cost = entry.cost_ns + (back.cost_ns if back else 0)
+        yield f"  {_label(entry):<{what}}{escape(f'{text:<{insn}}')}{how} {cost:>9,}"
+        yield f"    [dim]{escape(_where(entry, back))}[/dim]"
+
+
+def _pairs(probes: tuple[Probe, ...]) -> list[tuple[Probe, Probe | None]]:
+    """Each probe with the return probe that shares its instruction."""
+    found: list[tuple[Probe, Probe | None]] = []
+    for probe in probes:
+        if found and probe.kind == "uretprobe":
+            entry = found[-1][0]
+            if (entry.path, entry.address, entry.role) == (probe.path, probe.address, probe.role):
+                found[-1] = (entry, probe)
+                continue
+        found.append((probe, None))
+    return found
+
+
+def _label(probe: Probe) -> str:
+    """What a hit means for operators, else the function, C++ names without their types."""
+    if probe.role in _OPERATOR:
+        return _OPERATOR[probe.role]
+    mangled = re.match(r"_Z(\d+)(.*)", probe.function)
+    return mangled[2][: int(mangled[1])] if mangled else probe.function
+
+
+def _where(entry: Probe, back: Probe | None) -> str:
+    text = f"{entry.image}+{entry.offset:#x}"
+    if entry.role in _OPERATOR:
+        text = f"{entry.function}, {text}"
+    if back or entry.kind == "uretprobe":
+        text += ", and its return" if back else ", its return"
+    if entry.index is not None:
+        text += f"\n    index in {entry.index}, graph in {entry.cgraph}"
+    return text
+
+
+def _skipped(plan: ProbePlan) -> Table:
+    from rich.table import Table
+
+    from rich.markup import escape
+
+    table = Table(box=None, padding=(0, 2, 0, 0), show_edge=False, header_style="bold")
+    table.add_column("not probed", no_wrap=True)
+    table.add_column("because", overflow="fold", ratio=1)
+    for s in plan.skipped:
+        table.add_row(f"  {s.function}", escape(s.reason))
+    return table
+
+
+def _verdict(plan: ProbePlan) -> RenderableType:
+    from rich.markup import escape
+
+    ops = plan.ops
+    if ops.mode == "site":
+        return (
+            f"One probe an operator and thread, about [bold]{ops.cost_ns:,} ns[/bold] plus the "
+            "recorder's work: the graph loop's own barrier call, proven from the code: "
+            f"{escape(ops.why)}."
+        )
+    if ops.mode == "pair":
+        return (
+            f"Two probes an operator and thread, about [bold]{ops.cost_ns:,} ns[/bold] plus the "
+            f"recorder's work: {escape(ops.why)}."
+        )
+    if plan.level != "op":
+        return f"Operators are not probed at level {plan.level}."
+    return f"[yellow]No operators:[/yellow] {escape(ops.why)}."
+
+
+def _dim(text: str) -> tuple[str]:
+    return (f"[dim]{text}[/dim]",)
+
+
+def _grid(*columns: tuple[str | None, int | None]) -> Table:
+    from rich.table import Table
+
+    table = Table.grid(padding=(0, 2, 0, 0))
+    for style, width in columns:
+        table.add_column(style=style, width=width, overflow="fold")
+    return table
+
+
+def _path(path: Path) -> str:
+    home = Path.home()
+    return f"~/{path.relative_to(home)}" if path.is_relative_to(home) else str(path)
