@@ -19,12 +19,22 @@ from profinfer.model.trace import Trace
 TIME = (
     Column("wall_ns", "time", "ns", "From the release of the operator before to its own, summed."),
     Column("share", "share", "ratio", "Part of the operators' time in this view.", bar=True),
-    Column("per_token_ns", "per token", "ns", "Time divided by the tokens of this view."),
+    Column(
+        "per_token_ns", "per token", "ns", "Time divided by the tokens of this view.", like="token"
+    ),
     Column("calls", "calls", "count", "How often it ran: graphs times nodes."),
 )
 SPLIT = (
-    Column("compute_ns", "compute", "ns", "Computing per token, mean over the threads."),
-    Column("wait_ns", "wait", "ns", "Waiting in its barrier per token, mean over the threads."),
+    Column(
+        "compute_ns", "compute", "ns", "Computing per token, mean over the threads.", like="token"
+    ),
+    Column(
+        "wait_ns",
+        "wait",
+        "ns",
+        "Waiting in its barrier per token, mean over the threads.",
+        like="token",
+    ),
     Column("wait_share", "wait", "ratio", "Waiting as a part of computing and waiting."),
 )
 BY: dict[str, tuple[str, Column, list[str]]] = {
@@ -36,10 +46,11 @@ BY: dict[str, tuple[str, Column, list[str]]] = {
     ),
     "layer": (
         "Time by layer",
-        Column("layer", "layer", "text", "Layer; - for what belongs to none."),
+        Column("layer", "layer", "text", "Layer; none for what belongs to no layer."),
         ["layer"],
     ),
 }
+NO_LAYER = "none"
 BRIEF_LAYERS = 16  # more than these are summed up in the short report
 
 
@@ -114,7 +125,7 @@ def by(trace: Trace, selection: Selection, key: str) -> Result:
     if key == "layer":
         out = out.sort_values("layer", kind="stable").reset_index(drop=True)
         inferred = bool(trace.nodes["layer_inferred"].any())
-        out["layer"] = out["layer"].astype(str).replace("-1", "-")
+        out["layer"] = out["layer"].astype(str).replace("-1", NO_LAYER)
     columns = (column, *TIME, *SPLIT)
     extra = _fused_note(trace, selection) if key == "op" else []
     if key == "layer" and inferred:
@@ -134,14 +145,14 @@ def layers_brief(trace: Trace, selection: Selection, top: int = 5) -> Result:
     """Time by layer; of many layers the slowest, the median and the fastest."""
     full = by(trace, selection, "layer")
     frame = full.frame
-    inside = frame[frame["layer"] != "-"]
+    inside = frame[frame["layer"] != NO_LAYER]
     if len(inside) <= BRIEF_LAYERS:
         return full
     order = inside.sort_values("wall_ns", ascending=False, kind="stable")
     middle, last = order.iloc[[len(order) // 2]], order.iloc[[-1]]
     middle = middle.assign(layer=[f"median ({middle['layer'].iloc[0]})"])
     last = last.assign(layer=[f"fastest ({last['layer'].iloc[0]})"])
-    brief = pd.concat([order.head(top), middle, last, frame[frame["layer"] == "-"]])
+    brief = pd.concat([order.head(top), middle, last, frame[frame["layer"] == NO_LAYER]])
     text = f"the {top} slowest of {len(order)} layers; all of them: --by layer"
     return Result(
         "layers_brief",
@@ -159,7 +170,7 @@ def by_node(trace: Trace, selection: Selection, top: int | None = None) -> Resul
     nodes = shapes.with_problem(trace.nodes)
     keys = ["name", "op", "weight"]
     out, total = _grouped(trace, selection, nodes, keys)
-    out, total = _finished(out, total, selection.n_tokens)
+    out, _ = _finished(out, total, selection.n_tokens)
     rows = len(out)
     out = out.head(top) if top else out
     ran = np.unique(selection.rows(trace.op_walls)["node_id"].to_numpy())
@@ -205,7 +216,6 @@ def by_node(trace: Trace, selection: Selection, top: int | None = None) -> Resul
         columns,
         out[[c.name for c in columns]],
         (*notes.of(trace, selection), *extra),
-        total,
     )
 
 
@@ -236,5 +246,5 @@ def by_shape(trace: Trace, selection: Selection, top: int | None = None) -> Resu
         columns,
         out[[c.name for c in columns]].astype({"op": str}),
         (*notes.of(trace, selection), *extra),
-        total,
+        None if len(out) < rows else total,
     )

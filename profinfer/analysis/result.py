@@ -26,6 +26,7 @@ class Column:
         description: one sentence; what exactly is meant.
         detail: for machines and wide terminals only.
         bar: the renderer may draw the ratio as a bar.
+        like: columns with the same word here are shown in the same unit.
     """
 
     name: str
@@ -34,6 +35,7 @@ class Column:
     description: str
     detail: bool = False
     bar: bool = False
+    like: str = ""
 
 
 @dataclass(frozen=True)

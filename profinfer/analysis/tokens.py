@@ -81,7 +81,7 @@ def tokens(trace: Trace, selection: Selection, top: int | None = None) -> Result
     )
 
 
-def _known(values: pd.Series) -> pd.Series:  # type: ignore[type-arg]
+def _known(values: pd.Series) -> pd.Series:
     return values.astype("Int64").where(values >= 0)
 
 

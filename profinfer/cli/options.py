@@ -5,6 +5,8 @@ Must not import the model, the analyses or anything heavy.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import click
 
 from profinfer.errors import UsageProblem
@@ -13,7 +15,13 @@ PHASES = ("prefill", "decode", "encode", "warmup", "all")
 FORMATS = ("table", "json", "csv")
 
 
-class Span(click.ParamType):
+if TYPE_CHECKING:
+    _SpanType = click.ParamType[tuple[int, int]]
+else:  # not subscriptable before click 8.2
+    _SpanType = click.ParamType
+
+
+class Span(_SpanType):
     """``A:B``: from A up to, not including, B; either may be left out. ``N`` alone is N:N+1."""
 
     name = "A:B"

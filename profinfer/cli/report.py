@@ -114,7 +114,7 @@ def report(path: str, asked: ReportOptions) -> None:
             raise UsageProblem("CSV holds one table, this would be several", f"one of {names}")
         click.echo(to_csv(results[0]), nl=False)
     else:
-        _print(trace, results)
+        _print(results)
 
 
 def _check_usage(asked: ReportOptions) -> None:
@@ -195,25 +195,34 @@ def _views(trace: Trace, asked: ReportOptions, selections: list[Selection]) -> I
     yield overview.overview(trace)
     if len(trace.calls):
         yield overview.phases(trace)
-    for chosen in selections:
+    for number, chosen in enumerate(selections):
         if chosen.n_calls and not asked.narrowed:
             yield overview.ledger(trace, chosen)
-        if len(trace.ops):
-            yield operators.by(trace, chosen, "op")
-            yield operators.by(trace, chosen, "role")
-            brief = operators.layers_brief if human else operators.by
-            yield brief(trace, chosen) if human else operators.by(trace, chosen, "layer")
-            yield operators.by_node(trace, chosen, asked.top or (TOP if human else None))
-            yield threads.threads(trace, chosen)
-        elif chosen.n_graphs:
-            yield tokens.graphs(trace, chosen)
+        if not len(trace.ops):
+            if chosen.n_graphs:
+                yield tokens.graphs(trace, chosen)
+            continue
+        yield operators.by(trace, chosen, "op")
+        yield operators.by(trace, chosen, "role")
+        if human and number:
+            continue  # a person asks for the details of a second phase with --phase
+        yield (operators.layers_brief if human else _by_layer)(trace, chosen)
+        yield operators.by_node(trace, chosen, asked.top or (TOP if human else None))
+        yield threads.threads(trace, chosen)
     yield overview.self_check(trace)
 
 
-def _print(trace: Trace, results: list[Result]) -> None:
-    """To stdout; what is lost or incomplete stands above everything and under each view."""
+def _by_layer(trace: Trace, selection: Selection) -> Result:
+    from profinfer.analysis import operators
+
+    return operators.by(trace, selection, "layer")
+
+
+def _print(results: list[Result]) -> None:
+    """To stdout. What is lost or incomplete stands under every view, other notes once."""
     from rich.console import Console
 
+    from profinfer.analysis.result import Note
     from profinfer.render.console import note_lines, render
 
     console = Console(highlight=False, soft_wrap=False)
@@ -222,17 +231,21 @@ def _print(trace: Trace, results: list[Result]) -> None:
         if number:
             console.print()
         if result.name == "self_check":
-            bad = any(n.severity != "info" for n in result.notes)
-            word = "Self-check: " + ("" if bad else "all well: ")
-            for line in note_lines(result.notes, console.width - len("Self-check: ")):
-                console.print(word, line, sep="", end="\n")
-                word = "  "
+            well = all(n.severity == "info" for n in result.notes)
+            said_so = Note("info", f"Self-check: all well. {_sentence(result)}")
+            for line in note_lines((said_so,) if well else result.notes, console.width):
+                console.print(line)
             continue
         fresh = tuple(n for n in result.notes if n.severity != "info" or n.text not in said)
         said |= {n.text for n in result.notes}
         console.print(render(result, console, footer=False))
         for line in note_lines(fresh, console.width):
             console.print(line)
+
+
+def _sentence(result: Result) -> str:
+    text = result.notes[0].text
+    return text[:1].upper() + text[1:] + "."
 
 
 def _about(trace: Trace) -> dict[str, Any]:

@@ -7,11 +7,13 @@ never over operators. Must not import the analyses or above.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from profinfer.engine.catalog import backends
 from profinfer.model.decode import Records, int64
 from profinfer.model.spans import Pairs, outermost, pair, parents
 from profinfer.tracefile import schema
@@ -24,14 +26,16 @@ PHASES = ("warmup", "prefill", "decode", "encode", "other")
 
 @dataclass(frozen=True)
 class Spans:
-    """Attributes:
-    calls: outermost calls into the model.
-    samples: outermost sampler calls.
-    splits: graph splits handed to backends.
-    graphs: graphs computed by the CPU backend; the index is the graph_id.
-    graph_row: GRAPH_BEGIN record of each graph.
-    unmatched: records without a partner, by what they are.
-    cut: spans that were still open when the recording ended, by what they are.
+    """Everything that has a begin and an end, but the operators.
+
+    Attributes:
+        calls: outermost calls into the model.
+        samples: outermost sampler calls.
+        splits: graph splits handed to backends.
+        graphs: graphs computed by the CPU backend; the index is the graph_id.
+        graph_row: GRAPH_BEGIN record of each graph.
+        unmatched: records without a partner, by what they are.
+        cut: spans that were still open when the recording ended, by what they are.
     """
 
     calls: pd.DataFrame
@@ -114,7 +118,7 @@ def build(records: Records, meta: TraceMetadata, trailer: Trailer | None) -> Spa
     return Spans(calls, samples, splits, graphs, pairs.begin, unmatched, cut)
 
 
-def _named(probes: npt.NDArray[np.uint32], functions: dict[int, str]) -> pd.Categorical:
+def _named(probes: npt.NDArray[np.uint32], functions: dict[int, str]) -> pd.Categorical[Any]:
     return pd.Categorical([functions.get(p, f"probe {p}") for p in probes.tolist()])
 
 
@@ -128,12 +132,12 @@ def _parents(tid: I64, begin: I64, table: pd.DataFrame) -> npt.NDArray[np.int32]
         table["end_ns"].to_numpy(),
     )
     ids = np.r_[table.iloc[:, 0].to_numpy(np.int32), np.int32(-1)]
-    return ids[at]
+    return np.asarray(ids[at], np.int32)
 
 
-def _phase_of(call: npt.NDArray[np.int32], calls: pd.DataFrame) -> pd.Categorical:
+def _phase_of(call: npt.NDArray[np.int32], calls: pd.DataFrame) -> pd.Categorical[Any]:
     codes = np.r_[calls["phase"].cat.codes.to_numpy(), PHASES.index("other")][call]
-    return pd.Categorical.from_codes(codes, categories=list(PHASES))
+    return pd.Categorical.from_codes(codes, categories=pd.Index(PHASES))
 
 
 def _calls(
@@ -255,15 +259,18 @@ def _splits(
 ) -> pd.DataFrame:
     rows = records.rows[Kind.SPLIT_BEGIN][pairs.begin]
     functions = trailer.functions if trailer else {}
-    addresses = np.unique(rows["get_name"]).tolist()
-    names = {a: backend_name(functions.get(f"{a:x}", "")) for a in addresses}
-    guid = np.ascontiguousarray(rows["guid"]).tolist()
+    guid = [bytes(g).hex() for g in np.ascontiguousarray(rows["guid"]).tolist()]
+    # The guid is data of the engine's source; the name of its get_name function is a hint.
+    names = [
+        backends().get(g) or backend_name(functions.get(f"{a:x}", ""))
+        for g, a in zip(guid, rows["get_name"].tolist(), strict=True)
+    ]
     return pd.DataFrame(
         {
             "split_id": np.arange(len(rows), dtype=np.int32),
             "tid": tid.astype(np.int32),
-            "backend": pd.Categorical([names[a] for a in rows["get_name"].tolist()]),
-            "guid": pd.Categorical([bytes(g).hex() for g in guid]),
+            "backend": pd.Categorical(names),
+            "guid": pd.Categorical(guid),
             "cgraph": rows["cgraph"],
             "n_nodes": rows["n_nodes"].astype(np.int32),
             "begin_ns": begin,

@@ -7,6 +7,7 @@ that a thousand definitions cost no more strings than one. Must not import the a
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,29 +15,31 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from profinfer.engine.catalog import operators
+from profinfer.engine.roles import RoleRules
 from profinfer.model import tensors
 from profinfer.model.definitions import MISSING, NONE, Definitions
 from profinfer.model.operators import NodeIndex
-from profinfer.model.roles import Roles
 from profinfer.tracefile.metadata import Engine, Layout
 
 I32 = npt.NDArray[np.int32]
 
 UNREAD = "?"
-# "Kcur-12", "Kcur-12 (view)", "cache_k_l12 (view)": the engine writes the layer into the name.
-_SUFFIX = re.compile(r"^(?:.*-|.*_l)(\d+)(?: \(.*\))*$")
-_WEIGHT_LAYER = re.compile(r"(?:^|\.)(?:blk|layers|layer|h|blocks)\.(\d+)\.")
-# Names that ggml makes up: they say nothing of the layer, which is then inherited.
+# Names that ggml makes up, with what views add to them: they say nothing of the layer.
 _AUTO = re.compile(r"^(?:|node_\d+|leaf_\d+)(?: \(.*\))*$")
+# An unnamed node is placed by what it reads: attention reads cache_k_l3.
+_SOURCES = 3
 
 
 @dataclass(frozen=True)
 class NodeTables:
-    """Attributes:
-    nodes: one row per node of each distinct definition; the index is the node_id.
-    edges: one row per source of each node.
-    index: the same nodes as arrays.
-    unknown_ops: nodes whose op number the engine's table does not name.
+    """Nodes and edges.
+
+    Attributes:
+        nodes: one row per node of each distinct definition; the index is the node_id.
+        edges: one row per source of each node.
+        index: the same nodes as arrays.
+        unknown_ops: nodes whose op number the engine's table does not name.
     """
 
     nodes: pd.DataFrame
@@ -52,9 +55,9 @@ class _Texts:
         self.values = [*values, ""]  # the last one serves -1: nothing there
         self.categories, self.codes = _codes(self.values)
 
-    def take(self, content: I32) -> pd.Categorical:
+    def take(self, content: I32) -> pd.Categorical[Any]:
         """Categorical of the strings of these content ids; -1 gives the empty string."""
-        return pd.Categorical.from_codes(self.codes[content], categories=self.categories)
+        return pd.Categorical.from_codes(self.codes[content], categories=pd.Index(self.categories))
 
 
 def _codes(values: list[str]) -> tuple[list[str], I32]:
@@ -63,13 +66,7 @@ def _codes(values: list[str]) -> tuple[list[str], I32]:
     return list(found), codes
 
 
-def layer_of(weight: str, name: str) -> int:
-    """Layer by the weight's name, else by the node's own suffix; -1 if neither tells."""
-    found = _WEIGHT_LAYER.search(weight) or _SUFFIX.match(name)
-    return int(found.group(1)) if found else -1
-
-
-def build(definitions: Definitions, engine: Engine, roles: Roles) -> NodeTables:
+def build(definitions: Definitions, engine: Engine, roles: RoleRules) -> NodeTables:
     """The nodes and edges tables of all distinct definitions."""
     contents = definitions.contents
     fields = contents.fields
@@ -99,14 +96,14 @@ def build(definitions: Definitions, engine: Engine, roles: Roles) -> NodeTables:
     for slot in reversed(range(width)):  # the first weight among the sources wins
         weight = np.where(src_weight[:, slot] >= 0, src_weight[:, slot], weight)
 
-    empty_op = np.array([n in tensors.EMPTY_OPS for n in op_names] + [False])
+    empty_op = np.array([n in operators().empty for n in op_names] + [False])
     compute = layout.flags.get("compute")
     flags = np.r_[fields.flags, 0]
     skipped = (flags & compute) == 0 if compute else np.zeros(len(flags), bool)
     empty = (empty_op | skipped)[node] & (node >= 0)
     def_id = np.repeat(np.arange(len(items), dtype=np.int32), count)
     idx = (np.arange(len(node)) - np.repeat(np.cumsum(count) - count, count)).astype(np.int32)
-    role, layer, inferred = _roles(node, weight, names, ops, roles, idx == 0)
+    role, layer, inferred = _roles(node, weight, src, names, ops, roles, idx == 0)
     table: dict[str, Any] = {
         "node_id": np.arange(len(node), dtype=np.int32),
         "def_id": def_id,
@@ -156,11 +153,12 @@ def _join(parts: list[npt.NDArray[Any]], dtype: Any, width: int = 0) -> npt.NDAr
 
 
 def _params(op_names: list[str], first: list[int], engine: Engine) -> list[str]:
-    """Name of the activation of UNARY and GLU nodes."""
+    """Name of the function that UNARY, GLU and their like compute."""
+    tables = {op: getattr(engine, table, ()) for op, table in operators().parameter.items()}
     out = []
     for op, value in zip(op_names, first, strict=True):
-        known = {"UNARY": engine.unary_ops, "GLU": engine.glu_ops}.get(op, ())
-        if op not in ("UNARY", "GLU"):
+        known: Sequence[str] | None = tables.get(op)
+        if known is None:
             out.append("")
         else:
             out.append(known[value] if 0 <= value < len(known) else f"#{value}")
@@ -168,30 +166,53 @@ def _params(op_names: list[str], first: list[int], engine: Engine) -> list[str]:
 
 
 def _roles(
-    node: I32, weight: I32, names: _Texts, ops: _Texts, roles: Roles, first: npt.NDArray[np.bool_]
-) -> tuple[pd.Categorical, pd.Series[int], npt.NDArray[np.bool_]]:
-    """Role, layer and "the layer was inherited" of each node."""
-    pairs, code = np.unique(np.c_[node, weight], axis=0, return_inverse=True)
-    code = code.reshape(-1)
+    node: I32,
+    weight: I32,
+    src: I32,
+    names: _Texts,
+    ops: _Texts,
+    rules: RoleRules,
+    first: npt.NDArray[np.bool_],
+) -> tuple[pd.Categorical[Any], npt.NDArray[np.int32], npt.NDArray[np.bool_]]:
+    """Role, layer and "the layer was told by a neighbour" of each node."""
+    auto = np.array([_AUTO.match(n) is not None for n in names.values])
+    unnamed = auto[node] & (weight < 0)
+    columns = [weight]
+    # Only an unnamed node is asked for its sources.
+    columns += [
+        np.where(unnamed & (src[:, slot] >= 0), src[:, slot], NONE)
+        for slot in range(min(_SOURCES, src.shape[1]))
+    ]
+    code = distinct(node, columns, len(names.values))
+    rows = np.unique(code, return_index=True)[1]
     role_of: list[str] = []
-    layer_of_pair = np.zeros(len(pairs), np.int32)
-    inherits = np.zeros(len(pairs), bool)
-    for i, (n, w) in enumerate(pairs.tolist()):
-        name, weight_name = names.values[n], names.values[w]
-        role_of.append(roles.of(ops.categories[ops.codes[n]], name, weight_name))
-        layer_of_pair[i] = layer_of(weight_name, name)
-        inherits[i] = layer_of_pair[i] < 0 and not weight_name and bool(_AUTO.match(name))
-    layer = layer_of_pair[code] if len(pairs) else np.zeros(0, np.int32)
-    wants = inherits[code] if len(pairs) else np.zeros(0, bool)
-    # Carry the last layer forward within a definition, over nodes that name none.
+    layer_of = np.full(len(rows), NONE, np.int32)
+    own = np.zeros(len(rows), bool)
+    for i, row in enumerate(rows.tolist()):
+        op = ops.categories[ops.codes[node[row]]]
+        name, weight_name = names.values[node[row]], names.values[weight[row]]
+        role_of.append(rules.role(op, name, weight_name))
+        own[i] = rules.layer(name, weight_name) is not None
+        layer = rules.layer(name, weight_name, *(names.values[c[row]] for c in columns[1:]))
+        layer_of[i] = NONE if layer is None else layer
+    layers = layer_of[code]
+    wants = unnamed & (layers < 0)
+    # What neither it nor its sources tell is taken from the node before, within a definition.
     source = np.where(wants & ~first, 0, np.arange(len(node)))
     np.maximum.accumulate(source, out=source)
-    carried = layer[source]
+    carried = layers[source]
     categories, codes = _codes(role_of)
-    role = pd.Categorical.from_codes(
-        codes[code] if len(pairs) else np.zeros(0, np.int32), categories=categories
-    )
-    return role, pd.Series(carried, dtype="int32"), wants & (carried >= 0)
+    role = pd.Categorical.from_codes(codes[code], categories=pd.Index(categories))
+    return role, carried, unnamed & ~own[code] & (carried >= 0)
+
+
+def distinct(first: I32, others: Sequence[I32], values: int) -> npt.NDArray[np.int64]:
+    """Number of the distinct combination of content ids (-2 to ``values``) in each row."""
+    code = np.unique(first, return_inverse=True)[1].astype(np.int64)
+    for column in others:
+        code = code * (values + 3) + column + 2
+        code = np.unique(code, return_inverse=True)[1]  # stays small, whatever the columns
+    return code
 
 
 def _edges(

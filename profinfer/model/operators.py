@@ -436,10 +436,8 @@ def _covered(
     def_of_graph: I32,
 ) -> Mask:
     """Graphs whose every working node was seen once per thread, by whole visits."""
-    n_graphs = len(def_of_graph)
-    done = np.bincount(raw.visit, weights=None, minlength=len(visits.tid))
-    np.copyto(done, 0)
-    np.add.at(done, raw.visit, fused.astype(done.dtype))
+    done = np.zeros(len(visits.tid), np.int64)
+    np.add.at(done, raw.visit, fused.astype(np.int64))
     torn = np.zeros(len(visits.tid), bool)
     torn[raw.visit[~forward]] = True
     ours = visits.graph >= 0

@@ -24,7 +24,7 @@ class Selection:
         graphs: mask over the graphs table.
         nodes: mask over the nodes table.
         n_tokens: tokens of the selected calls.
-        warmup_excluded: warm-up calls were left out; false also when there are none.
+        warmup_excluded: the trace has warm-up calls and they were left out.
         filters: what else narrows it, for the description.
         narrowed: the nodes are a part of each graph, so that gaps and shares of it mean nothing.
     """
@@ -68,10 +68,10 @@ class Selection:
 
     def rows(self, table: pd.DataFrame) -> pd.DataFrame:
         """The rows of an ops or op_walls table that are selected."""
-        mask = self.graphs[table["graph_id"].to_numpy()]
+        mask: Mask = self.graphs[table["graph_id"].to_numpy()]
         if self.narrowed:
             mask &= self.nodes[table["node_id"].to_numpy()]
-        return table[mask]
+        return table if mask.all() else table.loc[mask]
 
 
 def _count(n: int, what: str) -> str:

@@ -47,7 +47,7 @@ def explained(trace: Trace) -> float | None:
 
 
 def _sums(trace: Trace) -> Check | None:
-    """start gap + operator walls + end gap must be the graph's wall time, to the nanosecond."""
+    """Start gap + operator walls + end gap must be the graph's wall time, to the nanosecond."""
     walls, graphs = trace.op_walls, trace.graphs
     if not len(walls):
         return None
@@ -73,8 +73,9 @@ def _sums(trace: Trace) -> Check | None:
 
 def _lost(trace: Trace) -> Check:
     lost = {k: n for k, n in trace.losses.items() if n and k.startswith(("lost_", "missing_"))}
-    lost |= {k: trace.losses[k] for k in ("no_slot", "unreadable", "too_many_nodes")
-             if trace.losses[k]}  # fmt: skip
+    lost |= {
+        k: trace.losses[k] for k in ("no_slot", "unreadable", "too_many_nodes") if trace.losses[k]
+    }
     text = ", ".join(f"{n:,} {k.replace('_', ' ')}" for k, n in lost.items())
     return Check("losses", not lost, f"records are missing: {text}" if lost else "nothing lost")
 
@@ -98,8 +99,10 @@ def checks(trace: Trace) -> list[Check]:
             "pairs",
             "every begin has its end",
             {f"unmatched_{k}": f"unmatched {k}" for k in ("calls", "samples", "splits", "graphs")}
-            | {f"cut_{k}": f"{k} cut off by the end of the recording"
-               for k in ("calls", "samples", "splits", "graphs")},  # fmt: skip
+            | {
+                f"cut_{k}": f"{k} cut off by the end of the recording"
+                for k in ("calls", "samples", "splits", "graphs")
+            },
             "warning",
         ),
     ]

@@ -16,7 +16,6 @@ import numpy.typing as npt
 I64 = npt.NDArray[np.int64]
 U8 = npt.NDArray[np.uint8]
 
-EMPTY_OPS = frozenset({"NONE", "RESHAPE", "VIEW", "PERMUTE", "TRANSPOSE"})
 # A dimension or stride beyond this is garbage read through a wrong layout, not a tensor.
 MAX_EXTENT = 1 << 48
 

@@ -40,7 +40,7 @@ def counted(spans: Spans, nodes: pd.DataFrame) -> tuple[Spans, int]:
     calls = with_phases(calls.assign(n_tokens=np.where(filled, total, calls["n_tokens"])))
     codes = np.r_[calls["phase"].cat.codes.to_numpy(), PHASES.index("other")]
     phase = pd.Categorical.from_codes(
-        codes[graphs["call_id"].to_numpy()], categories=list(PHASES)
+        codes[graphs["call_id"].to_numpy()], categories=pd.Index(PHASES)
     )
     spans = dataclasses.replace(spans, calls=calls, graphs=graphs.assign(phase=phase))
     return spans, int(filled.sum())

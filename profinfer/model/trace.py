@@ -15,13 +15,21 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from profinfer.model import calls as calls_module
-from profinfer.model import definitions, nodes, operators, visits
+from profinfer.engine.roles import role_rules
+from profinfer.model.calls import Spans
+from profinfer.model.calls import build as build_spans
 from profinfer.model.decode import Records, decode
-from profinfer.model.losses import tally
-from profinfer.model.roles import Roles
+from profinfer.model.definitions import Definitions
+from profinfer.model.definitions import build as build_definitions
+from profinfer.model.losses import operators_lost, tally
+from profinfer.model.nodes import NodeTables
+from profinfer.model.nodes import build as build_nodes
+from profinfer.model.operators import Operators
+from profinfer.model.operators import build as build_operators
 from profinfer.model.selection import Selection
 from profinfer.model.tokens import counted
+from profinfer.model.visits import Events, GraphSpans, Visits
+from profinfer.model.visits import split as split_visits
 from profinfer.tracefile.metadata import TraceMetadata
 from profinfer.tracefile.reader import TraceReader
 from profinfer.tracefile.schema import Kind
@@ -199,12 +207,12 @@ class Trace:
         return self._counted[1]
 
     @property
-    def op_health(self) -> operators.Operators:
+    def op_health(self) -> Operators:
         """The operators as arrays, with the counts of what did not fit."""
         return self._operators
 
     @property
-    def visits(self) -> visits.Visits:
+    def visits(self) -> Visits:
         """Each thread's passes through graphs."""
         return self._visits
 
@@ -262,7 +270,7 @@ class Trace:
             graphs=kept_graphs,
             nodes=nodes_kept,
             n_tokens=int(calls["n_tokens"].to_numpy()[kept].clip(min=0).sum()),
-            warmup_excluded=bool(warm.any()) and phase is None and not warmup,
+            warmup_excluded=bool(warm.any() and not (kept & warm).any()),
             filters=tuple(filters),
             narrowed=op is not None or layer is not None,
         )
@@ -274,50 +282,48 @@ class Trace:
         return decode(self.reader)
 
     @cached_property
-    def _definitions(self) -> definitions.Definitions:
-        return definitions.build(self._records, self.meta.engine)
+    def _definitions(self) -> Definitions:
+        return build_definitions(self._records, self.meta.engine)
 
     @cached_property
-    def _nodes(self) -> nodes.NodeTables:
-        return nodes.build(self._definitions, self.meta.engine, Roles.load())
+    def _nodes(self) -> NodeTables:
+        return build_nodes(self._definitions, self.meta.engine, role_rules())
 
     @cached_property
-    def _counted(self) -> tuple[calls_module.Spans, int]:
-        spans = calls_module.build(self._records, self.meta, self.reader.trailer)
+    def _counted(self) -> tuple[Spans, int]:
+        spans = build_spans(self._records, self.meta, self.reader.trailer)
         def_id = self._definitions.of_graph[spans.graph_row]
         spans.graphs["def_id"] = def_id
         return counted(spans, self._nodes.nodes)
 
     @property
-    def _spans(self) -> calls_module.Spans:
+    def _spans(self) -> Spans:
         return self._counted[0]
 
     @cached_property
-    def _split(self) -> tuple[visits.Events, visits.Visits]:
+    def _split(self) -> tuple[Events, Visits]:
         graphs = self._spans.graphs
         end = graphs["end_ns"].to_numpy().copy()
         end[graphs["cut"].to_numpy()] = np.iinfo(np.int64).max
-        spans = visits.GraphSpans(graphs["cgraph"].to_numpy(), graphs["begin_ns"].to_numpy(), end)
-        return visits.split(self._records, spans)
+        spans = GraphSpans(graphs["cgraph"].to_numpy(), graphs["begin_ns"].to_numpy(), end)
+        return split_visits(self._records, spans)
 
     @property
-    def _visits(self) -> visits.Visits:
+    def _visits(self) -> Visits:
         return self._split[1]
 
     @cached_property
-    def _operators(self) -> operators.Operators:
+    def _operators(self) -> Operators:
         events, passes = self._split
         def_id: npt.NDArray[np.int32] = self._spans.graphs["def_id"].to_numpy()
-        out = operators.build(events, passes, def_id, self._nodes.index, self.meta.plan.ops)
+        out = build_operators(events, passes, def_id, self._nodes.index, self.meta.plan.ops)
         # The flat events are the largest arrays, and no table needs them any more.
-        nothing = visits.Events(events.ts[:0], events.kind[:0], events.arg[:0], events.visit[:0])
+        nothing = Events(events.ts[:0], events.kind[:0], events.arg[:0], events.visit[:0])
         self.__dict__["_split"] = (nothing, passes)
         return out
 
     @cached_property
     def _ops_lost(self) -> bool:
-        from profinfer.model.losses import operators_lost
-
         return self._visits.lost_batches > 0 or operators_lost(self.reader)
 
     @cached_property

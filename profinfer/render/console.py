@@ -160,7 +160,16 @@ def _column(column: Column, result: Result) -> _Cells:
     unit = ""
     if column.unit == "ns":
         # The largest entry of the rows decides: totals may be longer, rows must be readable.
-        rows = max((abs(v) for v in values if not _missing(v)), default=0)
+        alike = [c.name for c in result.columns if c.like and c.like == column.like]
+        rows = max(
+            (
+                abs(v)
+                for name in alike or [column.name]
+                for v in result.frame[name].tolist()
+                if not _missing(v)
+            ),
+            default=0,
+        )
         unit, scale = ("ms", 1e6) if rows >= 1e7 else ("µs", 1e3)
         digits = 1 if most / scale >= 10 else 2
         cells = [_number(v, scale, digits) for v in (*values, total)]
