@@ -121,6 +121,11 @@ def export(options: ExportOptions) -> None:
                 f"profinfer report {options.trace}, to see what there is",
             )
     timeline = Timeline.of_trace(trace, selection)
+    if timeline.empty:
+        raise ProfinferError(
+            f"nothing to export: {options.trace} holds no call and no graph",
+            f"profinfer info {options.trace}, to see how it was recorded",
+        )
     with _create(options.output, plain) as out:
         written = write(timeline, out)
 

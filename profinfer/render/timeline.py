@@ -58,6 +58,11 @@ class Timeline:
     threads: pd.DataFrame
     recording: Recording
 
+    @property
+    def empty(self) -> bool:
+        """Whether there is nothing to draw."""
+        return not any(map(len, (self.calls, self.samples, self.splits, self.graphs)))
+
     @classmethod
     def of_trace(cls, trace: Trace, selection: Selection | None = None) -> Self:
         """The timeline of a trace, or of the calls and graphs that are selected of it.

@@ -9,7 +9,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from builders import sample_run
+from builders import TraceBuilder, sample_run
 from perfetto_check import check
 
 from profinfer.cli import group, run
@@ -46,6 +46,12 @@ def test_a_recorded_trace_comes_out_whole(
     assert streams.out == ""
     assert streams.err.startswith(f"Wrote {out} ({len(report.slices):,} slices, ")
     assert streams.err.endswith("): open it at ui.perfetto.dev\n")
+
+
+def test_a_trace_of_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert export(TraceBuilder().write(tmp_path / "none.pf")) == 1
+    assert "holds no call and no graph" in capsys.readouterr().err
+    assert not (tmp_path / "none.pftrace").exists()
 
 
 def test_same_trace_same_bytes(trace: Path, tmp_path: Path) -> None:
