@@ -204,7 +204,7 @@ def _struct(make: Callable[[Any], Any], reader: TraceReader) -> Any:
 
 
 def _tensor_decoder(reader: TraceReader) -> Callable[[Any], dict[str, Any]]:
-    from profinfer.tracefile.structs import tensor_struct
+    from profinfer.tracefile.structs import decode_struct, tensor_struct
 
     engine = reader.meta.engine
     dtype = _struct(tensor_struct, reader)
@@ -214,46 +214,35 @@ def _tensor_decoder(reader: TraceReader) -> Callable[[Any], dict[str, Any]]:
         return str(getattr(known, "name", known)) if known is not None else f"?{number}"
 
     def decode(row: Any) -> dict[str, Any]:
-        import numpy as np
-
         out: dict[str, Any] = {"addr": int(row["addr"]), "gen": int(row["gen"])}
         if dtype is None:
             return {**out, "raw": bytes(row["raw"]).hex()}
-        raw = np.frombuffer(bytes(row["raw"]), dtype)[0]
-        has = set(raw.dtype.names)
+        has = decode_struct(bytes(row["raw"]), dtype)
         if "name" in has:
-            out["name"] = bytes(raw["name"]).decode("utf-8", "backslashreplace")
+            out["name"] = has["name"].decode("utf-8", "backslashreplace")
         if "op" in has:
-            out["op"] = name(engine.ops, int(raw["op"]))
+            out["op"] = name(engine.ops, has["op"])
         if "type" in has:
-            out["type"] = name(engine.types, int(raw["type"]))
-        for key in ("ne", "nb", "op_params"):
-            if key in has:
-                out[key] = [int(v) for v in raw[key]]
-        if "src" in has:
-            out["src"] = [int(v) for v in raw["src"]]
-            while out["src"] and not out["src"][-1]:
-                out["src"].pop()
+            out["type"] = name(engine.types, has["type"])
+        out |= {key: has[key] for key in ("ne", "nb", "op_params", "src") if key in has}
+        while out.get("src") and not out["src"][-1]:
+            out["src"].pop()
         for key in ("flags", "buffer", "data", "view_src", "view_offs"):
             if key in has:
-                out["tensor_flags" if key == "flags" else key] = int(raw[key])
+                out["tensor_flags" if key == "flags" else key] = has[key]
         return out
 
     return decode
 
 
 def _buffer_decoder(reader: TraceReader) -> Callable[[Any], dict[str, Any]]:
-    from profinfer.tracefile.structs import buffer_struct
+    from profinfer.tracefile.structs import buffer_struct, decode_struct
 
     dtype = _struct(buffer_struct, reader)
 
     def decode(row: Any) -> dict[str, Any]:
-        import numpy as np
-
-        out: dict[str, Any] = {"addr": int(row["addr"]), "gen": int(row["gen"])}
-        if dtype is not None and "usage" in (dtype.names or ()):
-            out["usage"] = int(np.frombuffer(bytes(row["raw"]), dtype)[0]["usage"])
-        return out
+        fields = decode_struct(bytes(row["raw"]), dtype) if dtype is not None else {}
+        return {"addr": int(row["addr"]), "gen": int(row["gen"]), **fields}
 
     return decode
 

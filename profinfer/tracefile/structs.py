@@ -5,6 +5,8 @@ Owns the widths of the fields; their offsets come from the metadata. Must not im
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from profinfer.tracefile.metadata import Layout
@@ -53,6 +55,12 @@ def buffer_struct(layout: Layout) -> np.dtype[np.void]:
     if "usage" in layout.buffer:
         fields.append(("usage", "<i4", layout.buffer["usage"]))
     return _struct(fields, layout.buffer_size or 0)
+
+
+def decode_struct(raw: bytes, dtype: np.dtype[np.void]) -> dict[str, Any]:
+    """One raw struct as plain Python values: int, list of int, or bytes for the name."""
+    row = np.frombuffer(raw, dtype, count=1)[0]
+    return {name: row[name].tolist() for name in dtype.names or ()}
 
 
 def _struct(fields: list[tuple[str, object, int]], size: int) -> np.dtype[np.void]:
