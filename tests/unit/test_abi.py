@@ -125,3 +125,26 @@ def test_frame_structs_match_their_dtypes() -> None:
     assert (row["header_size"], row["meta_len"]) == (48, 2)
     row = np.frombuffer(frames.pack_chunk_header(3, 5, 7, 9), schema.CHUNK_HEADER)[0]
     assert tuple(row)[:6] == (schema.CHUNK_MAGIC, 3, 0, 5, 7, 9)
+
+
+def test_the_documentation_has_the_same_offsets() -> None:
+    text = (ROOT / "docs" / "file-format.md").read_text()
+    tables = re.findall(r"<!-- (\w+) -->\n((?:\|.*\n)+)", text)
+    assert len(tables) == 13
+    sizes = dict(re.findall(r"^### (\w+): (\d+) bytes$", text, flags=re.M))
+    for name, table in tables:
+        dtype = schema.tensor_dtype(TENSOR) if name == "RAW" else getattr(schema, name)
+        told = re.findall(r"^\| (\d+) \| ([\w\[\]]+) \| `(\w+)` \| \S", table, flags=re.M)
+        common = set() if name in ("HDR", "FILE_HEADER", "CHUNK_HEADER") else {*schema.HDR.names}
+        wanted = [(str(dtype.fields[f][1]), f) for f in dtype.names if f not in common]
+        assert [(offset, field) for offset, _, field in told] == wanted, name
+        for _, kind, field in told:
+            width, _, repeat = kind.partition("[")
+            size = int(width[1:]) // 8 * int(repeat.rstrip("]") or 1)
+            assert size == dtype.fields[field][0].itemsize, (name, field)
+        if name in sizes:
+            assert int(sizes[name]) == dtype.itemsize, name
+    for kind in schema.Kind:
+        assert re.search(rf"^\| {kind.value} \| {kind.name} \|", text, flags=re.M)
+    for chunk in schema.ChunkKind:
+        assert re.search(rf"^\| {chunk.value} \| {chunk.name} \|", text, flags=re.M)
