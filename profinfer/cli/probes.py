@@ -188,9 +188,8 @@ def _where(entry: Probe, back: Probe | None) -> str:
 
 
 def _skipped(plan: ProbePlan) -> Table:
-    from rich.table import Table
-
     from rich.markup import escape
+    from rich.table import Table
 
     table = Table(box=None, padding=(0, 2, 0, 0), show_edge=False, header_style="bold")
     table.add_column("not probed", no_wrap=True)

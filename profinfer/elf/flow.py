@@ -170,7 +170,7 @@ class Path:
     """A path that was followed: its steps, and what ended it.
 
     Attributes:
-        end: the last instruction: ``ret``, a call, an indirect jump, or a jump back.
+        end: the last instruction: ``ret``, a call, a tail call, an indirect jump, or a jump back.
         loads: (instruction, address read, bytes) of every memory read.
         compares: every comparison.
     """
@@ -218,7 +218,7 @@ def paths(
                         found = True
             if found:
                 break
-            if insn.flow in ("ret", "call", "trap") or (insn.flow == "jmp" and insn.target is None):
+            if insn.flow in ("ret", "call", "trap") or _leaves(decoder, insn):
                 break
             if insn.flow == "jmp":
                 at = insn.target if insn.target is not None else insn.end
@@ -235,6 +235,19 @@ def paths(
             at = insn.end
         done += 1
         yield Path(end, now, tuple(loads), tuple(compares))
+
+
+def _leaves(decoder: Decoder, insn: Insn) -> bool:
+    """Whether an unconditional jump is indirect, or a tail call of another function.
+
+    A part that the compiler moved away (``f.cold``) is still the same function.
+    """
+    if insn.flow != "jmp":
+        return False
+    if insn.target is None:
+        return True
+    name = decoder.call_name(insn)
+    return name is not None and ".cold" not in name
 
 
 def _signed(value: int) -> int:

@@ -22,6 +22,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from profinfer.elf.calls import calls_to
 from profinfer.elf.disasm import Decoder, Insn
 from profinfer.elf.flow import Compare, Load, Path, State, Value, paths
 from profinfer.elf.symbols import ElfImage, Function
@@ -88,39 +89,21 @@ def loop_functions(image: ElfImage) -> list[Function]:
 
 
 def functions_by_calls(decoder: Decoder, callee: str, least: int = 2) -> list[Function]:
-    """Functions of a stripped image that call ``callee`` at least ``least`` times.
+    """Functions without a name that call ``callee`` at least ``least`` times.
 
-    Their bounds come from unwind data and their names are made of the address. The search
-    looks for the bytes of direct calls only, which is quick on large files.
+    Their bounds come from unwind data, their names are made of the address.
     """
     image = decoder.image
-    targets = {a for a, name in image.stubs.items() if name == callee}
-    own = image.function(callee)
-    if own:
-        targets.add(own.address)
     counts: Counter[tuple[int, int]] = Counter()
-    for section in image.sections:
-        if not (section.executable and section.has_bytes and section.name.startswith(".text")):
-            continue
-        raw = image.table(section.name)
-        at = raw.find(b"\xe8")
-        while at >= 0 and image.machine == "x86_64":
-            here = section.address + at
-            target = here + 5 + int.from_bytes(raw[at + 1 : at + 5], "little", signed=True)
-            if target in targets:
-                bounds = image.bounds(here)
-                if bounds:
-                    counts[bounds] += 1
-            at = raw.find(b"\xe8", at + 1)
-    found = []
-    for (begin, end), n in sorted(counts.items()):
-        if n >= least:
-            f = image.function_at(begin)
-            named = (
-                f if f and f.address == begin else Function(f"sub_{begin:x}", begin, end - begin)
-            )
-            found.append(named)
-    return found
+    for address in calls_to(image, callee):
+        bounds = image.bounds(address)
+        if bounds:
+            counts[bounds] += 1
+    return [
+        Function(f"sub_{begin:x}", begin, end - begin)
+        for (begin, end), n in sorted(counts.items())
+        if n >= least and image.function_at(begin) is None
+    ]
 
 
 def find_loop_sites(
@@ -137,16 +120,13 @@ def find_loop_sites(
     bounds = decoder.image.bounds(function.address)
     if bounds is None:
         return []
-    calls = [
-        insn
-        for insn in decoder.straight(*bounds)
-        if insn.flow == "call" and _calls_barrier(decoder, insn)
-    ]
     found = []
-    for call in calls:
-        site = _prove(decoder, function, call, n_nodes, nodes)
-        if site is not None:
-            found.append(site)
+    for address in calls_to(decoder.image, BARRIER, *bounds):
+        call = decoder.at(address)
+        if call is not None and call.flow == "call":
+            site = _prove(decoder, function, call, n_nodes, nodes)
+            if site is not None:
+                found.append(site)
     return found
 
 
@@ -242,7 +222,7 @@ def _leave(
         for path in followed
         if path.end is not None
         and path.end.address != call.address
-        and path.end.flow == "call"
+        and path.end.flow in ("call", "jmp")  # the last call of a function may be a jump
         and _calls_barrier(decoder, path.end)
         and any(
             _field_owner(v, n_nodes) == cgraph for c in path.compares for v in (c.left, c.right)
