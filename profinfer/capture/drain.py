@@ -6,6 +6,7 @@ one Python callback a record. Layout of the mapping: linux/Documentation/bpf/rin
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import struct
 from collections.abc import Callable
@@ -83,7 +84,10 @@ class RingReader:
 
     def close(self) -> None:
         """Unmap; the reader must not be used afterwards."""
-        for view in (self._consumer, self._producer, self._data):
-            view.release()
-        self._consumer_map.close()
-        self._data_map.close()
+        # An error that is on its way up may still hold a slice of the buffer; the mapping then
+        # goes with it.
+        with contextlib.suppress(BufferError):
+            for view in (self._consumer, self._producer, self._data):
+                view.release()
+            self._consumer_map.close()
+            self._data_map.close()

@@ -43,6 +43,7 @@ _HANDLERS = {
     ("op.enter", "uprobe"): "pf_loop_enter(ctx)",
     ("op.end", "uprobe"): "pf_loop_barrier(ctx, {index}, {cgraph})",
     ("op.leave", "uprobe"): "pf_loop_leave(ctx)",
+    ("op.leave", "uretprobe"): "pf_loop_leave(ctx)",
     ("op.begin", "uprobe"): "pf_op_begin(ctx, PT_REGS_PARM2(ctx))",
     ("op.barrier", "uprobe"): "pf_barrier(ctx)",
 }

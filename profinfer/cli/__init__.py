@@ -7,6 +7,7 @@ offline verbs never load bcc.
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -82,6 +83,13 @@ def run(entry: Callable[..., Any], args: list[str] | None = None) -> int:
         # The reader went away (`profinfer report x.pf | head`): not an error of ours.
         sys.stdout = None
         return 141
+    except Exception as error:
+        # A mistake of ours: one line all the same, and the way to see where.
+        if os.environ.get("PROFINFER_DEBUG"):
+            raise
+        click.echo(f"profinfer: internal error: {type(error).__name__}: {error}", err=True)
+        click.echo("  try: PROFINFER_DEBUG=1 shows where; please report it", err=True)
+        return 70
     return status if isinstance(status, int) else 0
 
 

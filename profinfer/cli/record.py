@@ -14,13 +14,20 @@ if TYPE_CHECKING:
     from profinfer.capture.session import RecordResult
     from profinfer.probes.plan import ProbePlan
 
-_MIB = 1 << 20
+_UNITS = {"K": 1 << 10, "M": 1 << 20}
+_RING_LIMITS = (8 << 10, 1 << 30)
 
 
-def _ring_bytes(mebibytes: int) -> int:
-    if mebibytes & (mebibytes - 1):
-        raise UsageProblem(f"--ring-size {mebibytes} is not a power of two", hint="--ring-size 16")
-    return mebibytes * _MIB
+def _ring_bytes(text: str) -> int:
+    """Bytes of ``16M`` or ``512K``; the kernel wants a power of two."""
+    number, unit = text[:-1], _UNITS.get(text[-1:].upper(), 0)
+    size = int(number) * unit if number.isdigit() else 0
+    if size & (size - 1) or not _RING_LIMITS[0] <= size <= _RING_LIMITS[1]:
+        raise UsageProblem(
+            f"--ring-size {text} is not a power of two between 8K and 1024M",
+            hint="--ring-size 16M",
+        )
+    return size
 
 
 @click.command(
@@ -45,11 +52,10 @@ def _ring_bytes(mebibytes: int) -> int:
 )
 @click.option(
     "--ring-size",
-    type=click.IntRange(1, 1024),
-    default=16,
+    default="16M",
     show_default=True,
-    metavar="MiB",
-    help="Buffer between kernel and recorder; a power of two.",
+    metavar="SIZE",
+    help="Buffer between kernel and recorder, such as 512K or 64M; a power of two.",
 )
 @click.option(
     "--progress/--no-progress",
@@ -66,7 +72,7 @@ def command(
     output: Path,
     force: bool,
     level: str,
-    ring_size: int,
+    ring_size: str,
     progress: bool | None,
     dry_run: bool,
     print_bpf: bool,
@@ -107,7 +113,7 @@ def command(
         force=force,
         ring_bytes=ring_bytes,
         progress=progress,
-        shown={"level": level, "ring_size_mib": ring_size},
+        shown={"level": level, "ring_bytes": ring_bytes},
     )
     _warn_reduced(plan, level)
     if dry_run:
@@ -156,6 +162,6 @@ def _finish(result: RecordResult, plan: ProbePlan, output: Path) -> int:
         err=True,
     )
     if result.lost:
-        click.echo("  try: --ring-size 64, or a lower --level", err=True)
+        click.echo("  try: --ring-size 64M, or a lower --level", err=True)
     click.echo(f"  next: profinfer report {output}", err=True)
     return status
