@@ -28,16 +28,17 @@ def describe_host() -> Host:
 
 
 def read_clock() -> Clock:
-    """Both clocks, read together: of a few tries, the one with the shortest gap between them."""
-    best: tuple[int, int, int] | None = None
-    for _ in range(5):
+    """The clocks, read together: of a few tries, the one with the shortest gap between them."""
+
+    def once() -> tuple[int, Clock]:
         before = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
         real = time.clock_gettime_ns(time.CLOCK_REALTIME)
+        boot = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
         after = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
-        if best is None or after - before < best[0]:
-            best = (after - before, (before + after) // 2, real)
-    assert best is not None
-    return Clock(monotonic_ns=best[1], realtime_ns=best[2])
+        clock = Clock(monotonic_ns=(before + after) // 2, realtime_ns=real, boottime_ns=boot)
+        return after - before, clock
+
+    return min((once() for _ in range(5)), key=lambda reading: reading[0])[1]
 
 
 def _read(path: Path) -> str | None:

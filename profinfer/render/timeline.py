@@ -120,7 +120,6 @@ def _recording(trace: Trace, selection: Selection | None) -> Recording:
     trailer = trace.reader.trailer
     program = meta.target.exe or (argv[0] if argv else "")
     ended = trailer.reason if trailer and trailer.reason else "the recording did not finish"
-    boottime = meta.clock.extra.get("boottime_ns")
     facts: dict[str, str | int | None] = {
         "engine": " ".join(filter(None, (meta.engine.name, meta.engine.version))),
         "profinfer_version": meta.profinfer,
@@ -145,7 +144,7 @@ def _recording(trace: Trace, selection: Selection | None) -> Recording:
         argv=argv,
         monotonic_ns=meta.clock.monotonic_ns,
         realtime_ns=meta.clock.realtime_ns,
-        boottime_ns=boottime if isinstance(boottime, int) else None,
+        boottime_ns=meta.clock.boottime_ns,
         facts={key: fact for key, fact in facts.items() if fact is not None and fact != ""},
         losses={name: n for name, n in trace.losses.items() if n},
     )

@@ -140,10 +140,11 @@ class Host(JsonPart):
 
 @dataclass(frozen=True, kw_only=True)
 class Clock(JsonPart):
-    """One reading of both clocks, taken together: trace time to calendar time."""
+    """One reading of the clocks, taken together: trace time to calendar and boot time."""
 
     monotonic_ns: int
     realtime_ns: int
+    boottime_ns: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
