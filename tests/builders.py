@@ -109,7 +109,11 @@ METADATA: dict[str, Any] = {
         "page_size": 4096,
         "memory_bytes": 8 << 30,
     },
-    "clock": {"monotonic_ns": 1_000_000_000, "realtime_ns": 1_795_514_400_000_000_000},
+    "clock": {
+        "monotonic_ns": 1_000_000_000,
+        "realtime_ns": 1_795_514_400_000_000_000,
+        "boottime_ns": 1_000_000_000,
+    },
     "engine": {
         "name": "llama.cpp",
         "version": "0.25.3",

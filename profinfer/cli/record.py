@@ -1,4 +1,4 @@
-"""``profinfer record``: run a program and keep what its inference did."""
+"""Layer 8: ``profinfer record``: run a program and keep what its inference did."""
 
 from __future__ import annotations
 
