@@ -8,7 +8,6 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 
 from profinfer.analysis import notes, shapes
@@ -58,35 +57,19 @@ def _grouped(
     trace: Trace, selection: Selection, nodes: pd.DataFrame, keys: list[str]
 ) -> tuple[pd.DataFrame, dict[str, Any]]:
     """Sums per key over the selected operators, slowest first, and their totals."""
-    walls = selection.rows(trace.op_walls)
-    node = walls["node_id"].to_numpy()
-    whole = walls["complete"].to_numpy()
-    length = (walls["release_ns"] - walls["begin_ns"]).to_numpy()
-    # Events are summed per node first; only the nodes, which are few, are grouped by name.
-    per_node = {"calls": np.bincount(node, minlength=len(nodes)).astype(np.int64)}
-    for name, values in (
-        ("wall_ns", length),
-        # Integer nanoseconds: the mean over threads of one operator, rounded down.
-        ("compute_ns", _mean(walls, "compute_sum", whole)),
-        ("wait_ns", _mean(walls, "wait_sum", whole)),
-    ):
-        per_node[name] = np.zeros(len(nodes), np.int64)
-        np.add.at(per_node[name], node, values)
-    per_node["max_ns"] = np.zeros(len(nodes), np.int64)
-    np.maximum.at(per_node["max_ns"], node, length)
-    ran = per_node["calls"] > 0
-    frame = nodes[keys].assign(**per_node)[ran]
+    sums = trace.sums(selection)
+    frame = nodes[keys].assign(
+        calls=sums.calls,
+        wall_ns=sums.wall,
+        compute_ns=sums.compute,
+        wait_ns=sums.wait,
+        max_ns=sums.slowest,
+    )[sums.calls > 0]
     how = dict.fromkeys(["wall_ns", "calls", "compute_ns", "wait_ns"], "sum") | {"max_ns": "max"}
     out = frame.groupby(keys, observed=True, sort=True).agg(how).reset_index()
     out = out.sort_values("wall_ns", ascending=False, kind="stable").reset_index(drop=True)
     total = {k: int(out[k].sum()) for k in ("wall_ns", "calls", "compute_ns", "wait_ns")}
     return out, total
-
-
-def _mean(walls: pd.DataFrame, column: str, whole: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
-    """Mean over the threads of each operator; 0 where it is torn."""
-    mean = walls[column].to_numpy() // walls["threads"].to_numpy()
-    return np.where(whole, mean, 0)
 
 
 def _finished(
@@ -110,8 +93,7 @@ def _finished(
 
 
 def _fused_note(trace: Trace, selection: Selection) -> list[Note]:
-    walls = selection.rows(trace.op_walls)
-    fused = int((walls["fused"] > 1).sum())
+    fused = trace.sums(selection).fused
     if not fused:
         return []
     return [Note("info", f"{fused:,} operators ran fused: their time stands at the last one")]
@@ -173,8 +155,8 @@ def by_node(trace: Trace, selection: Selection, top: int | None = None) -> Resul
     out, _ = _finished(out, total, selection.n_tokens)
     rows = len(out)
     out = out.head(top) if top else out
-    ran = np.unique(selection.rows(trace.op_walls)["node_id"].to_numpy())
-    seen = nodes.loc[ran, [*keys, "problem", "types", "layer"]].astype(
+    ran = np.flatnonzero(trace.sums(selection).calls)
+    seen = nodes.iloc[ran][[*keys, "problem", "types", "layer"]].astype(
         {"name": str, "op": str, "weight": str}
     )
     facts = seen.groupby(keys, sort=False).agg(

@@ -169,12 +169,12 @@ def ledger(trace: Trace, selection: Selection) -> Result:
     mine = graphs[np.r_[chosen, False][graphs["call_id"].to_numpy()]]
     in_graphs = int((mine["end_ns"] - mine["begin_ns"]).sum())
     walk = int(mine["walk_ns"].sum())
-    walls = trace.op_walls
-    walls = walls[np.isin(walls["graph_id"].to_numpy(), mine["graph_id"].to_numpy())]
-    ops = int((walls["release_ns"] - walls["begin_ns"]).sum())
-    compute = int((walls["compute_sum"] // walls["threads"]).sum())
+    sums = trace.sums(selection) if len(trace.op_walls) else None
+    # Graphs outside of calls belong to no window.
+    ops = int(sums.graph_wall[mine["graph_id"].to_numpy()].sum()) if sums else 0
+    compute = int(sums.compute.sum()) if sums else 0
     rows: list[tuple[str, str, int]] = []
-    if len(walls):
+    if sums and len(mine):
         rows += [
             ("compute", "operators: computing (mean over threads)", compute),
             ("wait", "operators: waiting for other threads", ops - compute),

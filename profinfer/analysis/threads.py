@@ -6,12 +6,16 @@ Must not import rich or anything above.
 from __future__ import annotations
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 
 from profinfer.analysis import notes
 from profinfer.analysis.result import Column, Note, Result
 from profinfer.model.selection import Selection
 from profinfer.model.trace import Trace
+
+I64 = npt.NDArray[np.int64]
+Mask = npt.NDArray[np.bool_]
 
 COLUMNS = (
     Column("thread", "thread", "text", "Name of the thread."),
@@ -27,25 +31,31 @@ COLUMNS = (
 
 def threads(trace: Trace, selection: Selection) -> Result:
     """One row per thread that computed in the selection."""
-    ops = selection.rows(trace.ops)
-    tid = ops["tid"].to_numpy()
-    whole = ops["complete"].to_numpy()
-    ids, at = np.unique(tid, return_inverse=True)
-    end = ops["end_ns"].to_numpy()
-    compute, wait = (np.zeros(len(ids), np.int64) for _ in range(2))
-    np.add.at(compute, at[whole], (end - ops["begin_ns"].to_numpy())[whole])
-    np.add.at(wait, at[whole], (ops["release_ns"].to_numpy() - end)[whole])
-    frame = pd.DataFrame({"tid": ids, "ops": np.bincount(at, minlength=len(ids))})
+    ops = trace.ops
+    chosen = selection.graphs[ops["graph_id"].to_numpy()]
+    if selection.narrowed:
+        chosen &= selection.nodes[ops["node_id"].to_numpy()]
+    every = trace.threads["tid"].to_numpy()
+    at = np.searchsorted(every, ops["tid"].to_numpy())
+    counts = np.bincount(at[chosen], minlength=len(every))
+    spent = _summed(at, ops, "begin_ns", "release_ns", chosen, len(every))
+    chosen &= ops["complete"].to_numpy()
+    compute = _summed(at, ops, "begin_ns", "end_ns", chosen, len(every))
+    wait = _summed(at, ops, "end_ns", "release_ns", chosen, len(every))
+    ran = counts > 0
+    ids, counts, spent, compute, wait = (a[ran] for a in (every, counts, spent, compute, wait))
+    frame = pd.DataFrame({"tid": ids, "ops": counts})
     names = dict(zip(trace.threads["tid"], trace.threads["name"], strict=True))
     frame["thread"] = [names.get(t, "") or f"thread {t}" for t in ids.tolist()]
     frame["compute_ns"], frame["wait_ns"] = compute, wait
     gap = np.zeros(len(ids), np.int64)
     if not selection.narrowed:
-        pairs = np.unique(ops["graph_id"].to_numpy().astype(np.int64) << 32 | at)
+        visits = trace.visits
+        mine = (visits.graph >= 0) & np.r_[selection.graphs, False][visits.graph]
+        seen = np.unique(np.c_[visits.tid, visits.graph][mine], axis=0)
         length = (trace.graphs["end_ns"] - trace.graphs["begin_ns"]).to_numpy()
-        np.add.at(gap, pairs & 0xFFFFFFFF, length[pairs >> 32])
-        spent = np.zeros(len(ids), np.int64)
-        np.add.at(spent, at, ops["release_ns"].to_numpy() - ops["begin_ns"].to_numpy())
+        known = np.isin(seen[:, 0], ids)
+        np.add.at(gap, np.searchsorted(ids, seen[known, 0]), length[seen[known, 1]])
         gap -= spent
     frame["gap_ns"] = pd.Series(gap, dtype="Int64")
     if selection.narrowed:
@@ -54,17 +64,14 @@ def threads(trace: Trace, selection: Selection) -> Result:
     frame["wait_share"] = (frame["wait_ns"] / both).where(both > 0)
     busy = int(compute.sum())
     frame["share"] = frame["compute_ns"] / busy if busy else np.nan
-    walls = selection.rows(trace.op_walls)
-    walls = walls[walls["complete"].to_numpy()]
+    sums = trace.sums(selection)
     extra: list[Note] = []
-    wall = int((walls["release_ns"] - walls["begin_ns"]).sum())
-    if wall and len(ids) > 1:
-        mean = int((walls["compute_sum"] // walls["threads"]).sum())
-        lost = 100 * (int(walls["compute_max"].sum()) - mean) / wall
+    if sums.whole_wall and len(ids) > 1:
+        lost = 100 * (sums.compute_max - int(sums.compute.sum())) / sums.whole_wall
         text = f"imbalance: the slowest thread of each operator costs {lost:.1f} % of its time"
         extra.append(Note("info", text))
     total = {
-        "ops": len(ops),
+        "ops": int(counts.sum()),
         "compute_ns": busy,
         "wait_ns": int(wait.sum()),
         "gap_ns": None if selection.narrowed else int(gap.sum()),
@@ -80,3 +87,12 @@ def threads(trace: Trace, selection: Selection) -> Result:
         (*notes.of(trace, selection), *extra),
         total,
     )
+
+
+def _summed(at: I64, ops: pd.DataFrame, begin: str, end: str, chosen: Mask, n: int) -> I64:
+    """Nanoseconds from one column to another, per thread, over the chosen rows."""
+    length = ops[end].to_numpy() - ops[begin].to_numpy()
+    length[~chosen] = 0
+    out = np.zeros(n, np.int64)
+    np.add.at(out, at, length)
+    return out

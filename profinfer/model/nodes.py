@@ -19,7 +19,7 @@ from profinfer.engine.catalog import operators
 from profinfer.engine.roles import RoleRules
 from profinfer.model import tensors
 from profinfer.model.definitions import MISSING, NONE, Definitions
-from profinfer.model.operators import NodeIndex
+from profinfer.model.opmarks import NodeIndex
 from profinfer.tracefile.metadata import Engine, Layout
 
 I32 = npt.NDArray[np.int32]

@@ -2,40 +2,26 @@
 
 Owns arrival, release, compute and wait (``docs/metrics.md`` defines them), fusion, and the
 recognition of what is incomplete. All times are int64 nanoseconds. Vectorised over operator
-records; no loop over them. Must not import pandas or anything above.
+records, in blocks of whole graphs that fit into a CPU's cache. Must not import pandas or above.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from profinfer.model.visits import Events, Visits
-from profinfer.tracefile.metadata import OpsPlan
-from profinfer.tracefile.schema import OpKind
+from profinfer.model.opmarks import Collected, Marks, Ranks
+from profinfer.model.visits import Visits
 
 I32 = npt.NDArray[np.int32]
 I64 = npt.NDArray[np.int64]
 Mask = npt.NDArray[np.bool_]
+T = TypeVar("T", "Rows", "Walls")
 
-
-@dataclass(frozen=True)
-class NodeIndex:
-    """The nodes of all definitions end to end; the row number is the node_id.
-
-    Attributes:
-        base: node_id of each definition's first node, shape (d,).
-        count: nodes of each definition, shape (d,).
-        works: the engine has work to do for this node, shape (n,).
-        address: tensor address, shape (n,).
-    """
-
-    base: I64
-    count: I64
-    works: Mask
-    address: npt.NDArray[np.uint64]
+BLOCK = 1 << 18  # rows brought together at once
 
 
 @dataclass(frozen=True)
@@ -113,275 +99,245 @@ class Operators:
 
 
 @dataclass(frozen=True)
-class _Raw:
-    """Rows in the order of the visits, before threads are brought together."""
-
-    visit: I32
-    node: I64  # last node covered
-    before: I64  # working nodes done before this row, within the definition; -1: not known
-    arrival: I64
-    begin: I64 | None  # mode "pair" only
-
-
-@dataclass(frozen=True)
-class _Ranks:
-    """Place of each node among those of its definition that do work.
+class _Graphs:
+    """What every block needs to know of all graphs and visits.
 
     Attributes:
-        upto: working nodes up to and including this one, shape (n,).
-        total: working nodes of each definition, shape (d,).
-        nth: node_id of each working node, end to end, shape (w,).
-        first: index into ``nth`` of each definition's first, shape (d,).
+        working: nodes with work of each graph.
+        threads: threads seen in each graph.
+        enter: earliest ENTER of each graph, -1 if none.
+        tid: thread of each visit.
+        done: nodes with work that each visit covered; filled in block by block.
+        torn: visits that do not only move forward; likewise.
     """
 
-    upto: I64
-    total: I64
-    nth: I64
-    first: I64
+    working: I64
+    threads: npt.NDArray[np.int16]
+    enter: I64
+    tid: I32
+    done: I64
+    torn: Mask
 
 
-def _rank(index: NodeIndex, hit: Mask) -> _Ranks:
-    works = index.works | hit
-    running = np.cumsum(works)
-    before = np.r_[0, running][index.base]
-    total = np.r_[0, running][index.base + index.count] - before
-    upto = running - np.repeat(before, index.count)
-    return _Ranks(upto, total, np.flatnonzero(works), np.cumsum(total) - total)
-
-
-def build(
-    events: Events, visits: Visits, def_of_graph: I32, index: NodeIndex, plan: OpsPlan
-) -> Operators:
+def build(collected: Collected, visits: Visits, def_of_graph: I32) -> Operators:
     """Rebuild the operators.
 
     Args:
-        events: flat operator records.
+        collected: which node each record speaks of.
         visits: who passed through which graph.
         def_of_graph: def_id of each graph, -1 if not known.
-        index: nodes of the definitions.
-        plan: how operators were captured.
     """
-    definition = np.r_[def_of_graph, -1][visits.graph]  # -1 picks the appended -1
-    told = np.isin(events.kind, (OpKind.END, OpKind.BEGIN))
-    undefined = (visits.graph >= 0) & (definition < 0)
-    orphans = int((told & (visits.graph < 0)[events.visit]).sum())
-    lost_defs = int((told & undefined[events.visit]).sum())
-    counts = {"bad_index": 0, "ambiguous": 0}
-    if plan.mode == "pair":
-        raw, ranks = _pair_rows(events, visits, definition, index, plan, counts)
-    else:
-        raw, ranks = _site_rows(events, visits, definition, index, plan, counts)
-    rows, walls, graphs, disorder, clipped = _together(raw, visits, def_of_graph, index, ranks)
+    marks, ranks = collected.marks, collected.ranks
+    n_graphs, n_visits = len(def_of_graph), len(visits.tid)
+    ours = visits.graph >= 0
+    seen = np.unique(visits.graph[ours].astype(np.int64) << 32 | visits.tid[ours])
+    about = _Graphs(
+        working=np.r_[ranks.total, 0][def_of_graph],
+        threads=np.bincount(seen >> 32, minlength=n_graphs).astype(np.int16),
+        enter=_earliest(visits, n_graphs),
+        tid=visits.tid.astype(np.int32),
+        done=np.zeros(n_visits, np.int64),
+        torn=np.zeros(n_visits, bool),
+    )
+    # Written in place: pieces to be joined later would need the memory twice.
+    every = _room(Rows, len(marks.visit))
+    all_walls = _room(Walls, len(marks.visit))
+    n_rows = n_walls = disorder = clipped = 0
+    for at in _blocks(marks, visits, n_graphs):
+        rows, walls, late, torn = _together(marks.take(at), visits, about, ranks)
+        n_rows = _put(every, n_rows, rows)
+        n_walls = _put(all_walls, n_walls, walls)
+        disorder += late
+        clipped += torn
+    all_walls = _cut(all_walls, n_walls)
+    last = np.full(n_graphs, -1, np.int64)
+    last[all_walls.graph] = all_walls.release  # in order of time: the last one stays
+    fine = ours & visits.whole & ~about.torn
+    fine[ours] &= about.done[ours] == about.working[visits.graph[ours]]
+    covered = (about.threads > 0) & (def_of_graph >= 0)
+    covered[visits.graph[ours & ~fine]] = False
     return Operators(
-        rows,
-        walls,
-        graphs,
-        orphans=orphans,
-        undefined=lost_defs,
-        bad_index=counts["bad_index"],
+        every,
+        all_walls,
+        PerGraph(about.threads, about.enter, last, covered),
+        orphans=collected.orphans,
+        undefined=collected.undefined,
+        bad_index=collected.bad_index,
         disorder=disorder,
         clipped=clipped,
-        ambiguous=counts["ambiguous"],
+        ambiguous=collected.ambiguous,
     )
 
 
-def _leave_rows(last_done: I64, visits: Visits, definition: I32, ranks: _Ranks) -> I64:
-    """Visits whose LEAVE ends their last working node: it has no barrier of its own."""
-    known = definition >= 0
-    total = np.r_[ranks.total, 0][definition]
-    return np.flatnonzero(known & (visits.leave >= 0) & (last_done < total))
+def _blocks(marks: Marks, visits: Visits, n_graphs: int) -> list[I64]:
+    """Rows of whole graphs, about BLOCK a time, in the order of the graphs."""
+    edge = np.searchsorted(marks.visit, np.arange(len(visits.tid) + 1))
+    count = np.diff(edge)
+    busy = np.flatnonzero(count)
+    per_graph = np.zeros(n_graphs, np.int64)
+    np.add.at(per_graph, visits.graph[busy], count[busy])
+    block = (np.cumsum(per_graph) // BLOCK)[visits.graph[busy]]
+    out = []
+    for mine in np.split(busy[np.argsort(block, kind="stable")],
+                         np.flatnonzero(np.diff(np.sort(block))) + 1):  # fmt: skip
+        n = count[mine]
+        out.append(np.repeat(edge[mine] - np.cumsum(n) + n, n) + np.arange(int(n.sum())))
+    return out
 
 
-def _site_rows(
-    events: Events,
-    visits: Visits,
-    definition: I32,
-    index: NodeIndex,
-    plan: OpsPlan,
-    counts: dict[str, int],
-) -> tuple[_Raw, _Ranks]:
-    """Mode "site": one record per operator, at the barrier call of the graph loop."""
-    at = np.flatnonzero(events.kind == OpKind.END)
-    at = at[definition[events.visit[at]] >= 0]
-    d = definition[events.visit[at]]
-    idx = events.arg[at].astype(np.int64) - plan.bias
-    good = (idx >= 0) & (idx < index.count[d])
-    counts["bad_index"] = int((~good).sum())
-    at, node = at[good], (idx + index.base[d])[good]
-    hit = np.zeros(len(index.works), bool)
-    # Older engines pass a barrier after nodes without work too: those then count as operators.
-    hit[node] = True
-    ranks = _rank(index, hit)
-
-    visit = events.visit[at]
-    done = np.zeros(len(visits.tid), np.int64)
-    stop = np.searchsorted(visit, np.arange(len(done)), side="right") - 1
-    some = stop >= 0
-    some[some] = visit[stop[some]] == np.flatnonzero(some)
-    done[some] = ranks.upto[node[stop[some]]]
-    by_leave = _leave_rows(done, visits, definition, ranks)
-
-    where = np.r_[at, visits.leave[by_leave]]
-    d = definition[by_leave]
-    last = ranks.nth[ranks.first[d] + ranks.total[d] - 1]
-    order = np.argsort(where, kind="stable")
-    where = where[order]
-    node = np.r_[node, last][order]
-    visit = events.visit[where]
-    upto = ranks.upto[node]
-    before = np.r_[0, upto[:-1]].astype(np.int64)
-    opens = np.r_[True, visit[1:] != visit[:-1]][: len(visit)]
-    before[opens] = np.where(visits.enter[visit[opens]] >= 0, 0, -1)
-    return _Raw(visit, node, before, events.ts[where], None), ranks
+def _room(kind: type[T], n: int) -> T:
+    """Arrays of length ``n``; memory is taken only where they are written."""
+    return kind(**{f.name: np.empty(n, _DTYPES[f.name]) for f in fields(kind)})
 
 
-def _pair_rows(
-    events: Events,
-    visits: Visits,
-    definition: I32,
-    index: NodeIndex,
-    plan: OpsPlan,
-    counts: dict[str, int],
-) -> tuple[_Raw, _Ranks]:
-    """Mode "pair": a record where an operator begins, and one at every barrier."""
-    at = np.flatnonzero(events.kind == OpKind.BEGIN)
-    at = at[definition[events.visit[at]] >= 0]
-    d = definition[events.visit[at]].astype(np.int64)
-    of_def = np.repeat(np.arange(len(index.base)), index.count)
-    low = ((index.address >> np.uint64(4)) & np.uint64(0xFFFFFF)).astype(np.int64)
-    keys, first = np.unique(of_def << 24 | low, return_index=True)
-    wanted = d << 24 | events.arg[at]
-    place = np.minimum(np.searchsorted(keys, wanted), max(len(keys) - 1, 0))
-    good = keys[place] == wanted if len(keys) else np.zeros(len(at), bool)
-    counts["bad_index"] = int((~good).sum())
-    shared = np.bincount(np.searchsorted(keys, of_def << 24 | low), minlength=len(keys)) > 1
-    counts["ambiguous"] = int(shared[place[good]].sum()) if len(keys) else 0
-    at, node = at[good], first[place[good]].astype(np.int64)
-    hit = np.zeros(len(index.works), bool)
-    hit[node] = True
-    ranks = _rank(index, hit)
-    visit = events.visit[at]
+def _put(whole: T, at: int, part: T) -> int:
+    """Write a block behind the ones before; returns where the next one goes."""
+    end = at + len(part.graph)
+    for field in fields(part):
+        getattr(whole, field.name)[at:end] = getattr(part, field.name)
+    return end
 
-    # The operator's stretch of records ends at the next BEGIN, or at LEAVE, or with the visit.
-    final = np.r_[visit[1:] != visit[:-1], True][: len(visit)]
-    leave = visits.leave[visit]
-    stretch = np.where(final, np.where(leave >= 0, leave, visits.stop[visit]), np.r_[at[1:], 0])
-    barriers = np.flatnonzero(events.kind == OpKind.BARRIER)
-    inner = np.searchsorted(barriers, stretch) - 1
-    has = inner >= 0
-    has[has] = barriers[inner[has]] > at[has]
-    left = final & (leave >= 0)
-    d = definition[visit].astype(np.int64)
-    # Without a barrier after it (the graph's last node, or one thread), LEAVE or the next
-    # operator's begin ends it.
-    bare = left & (node == (index.base + index.count)[d] - 1) & (not plan.barrier_always)
-    by_barrier = has & ~bare
-    ended = by_barrier | ~final | left
-    stop = np.where(by_barrier, barriers[inner] if len(barriers) else 0, stretch)
-    upto = ranks.upto[node]
-    following = np.r_[upto[1:], 0]
-    output = np.where(final, np.where(left, ranks.total[d], upto), following - 1)
-    output = np.maximum(output, upto)
-    keep = np.flatnonzero(ended)
-    arrival = events.ts[np.minimum(stop[keep], len(events.ts) - 1)]
-    last = ranks.nth[ranks.first[d[keep]] + output[keep] - 1]
-    raw = _Raw(visit[keep], last, (upto - 1)[keep], arrival, events.ts[at[keep]])
-    return raw, ranks
+
+def _cut(whole: T, n: int) -> T:
+    """The first ``n`` rows, without a copy."""
+    return type(whole)(**{f.name: getattr(whole, f.name)[:n] for f in fields(whole)})
+
+
+_DTYPES = {
+    "graph": np.int32,
+    "node": np.int32,
+    "fused": np.int16,
+    "tid": np.int32,
+    "threads": np.int16,
+    "begin": np.int64,
+    "end": np.int64,
+    "release": np.int64,
+    "compute_max": np.int64,
+    "compute_sum": np.int64,
+    "wait_sum": np.int64,
+    "complete": np.bool_,
+}
 
 
 def _together(
-    raw: _Raw, visits: Visits, def_of_graph: I32, index: NodeIndex, ranks: _Ranks
-) -> tuple[Rows, Walls, PerGraph, int, int]:
-    """Bring the threads together: who released whom."""
-    n_graphs = len(def_of_graph)
-    per_graph = np.r_[ranks.total, 0][def_of_graph]
-    base = np.cumsum(per_graph) - per_graph
-    visit_graph = visits.graph
-    seen = np.unique(
-        visit_graph[visit_graph >= 0].astype(np.int64) << 32 | visits.tid[visit_graph >= 0]
-    )
-    threads = np.bincount(seen >> 32, minlength=n_graphs).astype(np.int16)
+    marks: Marks, visits: Visits, about: _Graphs, ranks: Ranks
+) -> tuple[Rows, Walls, int, int]:
+    """Bring the threads of some whole graphs together: who released whom.
 
-    graph = visit_graph[raw.visit]
-    upto = ranks.upto[raw.node]
-    known = raw.before >= 0
-    fused = np.where(known, upto - raw.before, 1)
+    Returns:
+        Rows, walls, rows out of order, rows that ended before they began.
+    """
+    graph = visits.graph[marks.visit]
+    upto = ranks.upto[marks.node]
+    known = marks.before >= 0
+    fused = np.where(known, upto - marks.before, 1)
     forward = fused >= 1
     fused = np.maximum(fused, 1).astype(np.int16)
+    np.add.at(about.done, marks.visit, fused.astype(np.int64))
+    about.torn[marks.visit[~forward]] = True
 
-    # Slots: one per graph and working node, dense. Rows of one slot are the threads of one op.
-    slot = base[graph] + upto - 1
-    order = np.argsort(slot, kind="stable")
-    sorted_slot = slot[order]
-    starts = np.flatnonzero(np.r_[True, sorted_slot[1:] != sorted_slot[:-1]][: len(order)])
+    # Slots: one per graph and node with work, dense within the block. The rows of one slot are
+    # the threads of one operator.
+    low = int(graph.min())
+    base = np.cumsum(about.working[low : int(graph.max()) + 1])
+    base = np.r_[0, base]
+    slot = base[graph - low] + upto - 1
+    order = _by_slot(slot, about.tid[marks.visit], int(base[-1]))
+    slots = slot[order]
+    starts = np.flatnonzero(np.r_[True, slots[1:] != slots[:-1]])
+    slots = slots[starts]
     size = np.diff(np.r_[starts, len(order)])
+    arrival = marks.arrival[order]
+    release = np.maximum.reduceat(arrival, starts)
     group = np.repeat(np.arange(len(starts), dtype=np.int32), size)
-    arrival = raw.arrival[order]
-    release = np.maximum.reduceat(arrival, starts) if len(starts) else arrival[:0]
-    slots = sorted_slot[starts]
-    del sorted_slot, slot
-
-    if raw.begin is not None:
-        begin = raw.begin[order]
+    if marks.begin is not None:
+        begin = marks.begin[order]
         hurt = np.zeros(len(order), bool)
     else:
-        begin, hurt = _begins(raw, visits, graph, order, release, group, slots, base, upto)
+        before = _Slots(slots, base[graph - low], upto, release)
+        begin, hurt = _begins(marks, visits, order, group, before)
+        hurt |= ~known[order]
     clipped = begin > arrival
     begin[clipped] = arrival[clipped]
 
     row_graph = graph[order]
-    complete = np.repeat(size, size) == threads[row_graph]
+    complete = np.repeat(size, size) == about.threads[row_graph]
     complete &= forward[order] & ~hurt & ~clipped
-    if raw.begin is None:
-        complete &= known[order]
     whole = np.ones(len(starts), bool)
     whole[group[~complete]] = False
-    complete = whole[group]
     rows = Rows(
         row_graph,
-        raw.node[order].astype(np.int32),
+        marks.node[order],
         fused[order],
-        visits.tid[raw.visit[order]].astype(np.int32),
+        about.tid[marks.visit[order]],
         begin,
         arrival,
         release[group],
-        complete,
+        whole[group],
     )
-    enter = _earliest(visits, n_graphs)
-    walls = _walls(rows, starts, size, release, whole, enter)
-    last = np.full(n_graphs, -1, np.int64)
-    last[walls.graph] = walls.release  # rows are in order: the last one stays
-    covered = _covered(raw, visits, fused, forward, graph, per_graph, threads, def_of_graph)
-    graphs = PerGraph(threads, enter, last, covered)
-    return rows, walls, graphs, int((~forward).sum()), int(clipped.sum())
+    walls = _walls(rows, starts, size, release, whole, about.enter)
+    return rows, walls, int((~forward).sum()), int(clipped.sum())
+
+
+@dataclass(frozen=True)
+class _Slots:
+    """Where the release of an earlier operator is found.
+
+    Attributes:
+        slots: slot of each operator, ascending.
+        base: first slot of each row's graph.
+        upto: place of each row's node among those with work.
+        release: of each operator.
+    """
+
+    slots: I64
+    base: I64
+    upto: I32
+    release: I64
+
+
+def _by_slot(slot: I64, tid: I32, slots: int) -> I64:
+    """Order of the rows by slot, threads of one slot in the order of their ids.
+
+    The rows come thread by thread, and a thread passes its slots upwards: then every row's place
+    is known without sorting.
+    """
+    edges = np.flatnonzero(np.r_[True, tid[1:] != tid[:-1]])
+    parts = [slice(a, b) for a, b in zip(edges, [*edges[1:], len(slot)], strict=True)]
+    if any((np.diff(slot[part]) <= 0).any() for part in parts):
+        return np.argsort(slot, kind="stable")
+    free = np.bincount(slot, minlength=slots)
+    free = np.cumsum(free) - free  # the next free place of each slot
+    order = np.empty(len(slot), np.int64)
+    for part in parts:
+        mine = slot[part]
+        order[free[mine]] = np.arange(part.start, part.stop)
+        free[mine] += 1
+    return order
 
 
 def _begins(
-    raw: _Raw,
-    visits: Visits,
-    graph: I32,
-    order: I64,
-    release: I64,
-    group: I32,
-    slots: I64,
-    base: I64,
-    upto: I64,
+    marks: Marks, visits: Visits, order: I64, group: I32, before: _Slots
 ) -> tuple[I64, Mask]:
-    """Begin of each sorted row: release of what its thread did before, or its ENTER."""
+    """Begin of each sorted row: release of what its thread did before, or its ENTER.
+
+    Returns:
+        Begins, and which of them are not certain because what came before is lost.
+    """
     by_visit = np.empty(len(order), np.int64)
-    by_visit[order] = release[group]
-    begin = np.r_[0, by_visit[:-1]].astype(np.int64)[: len(order)]
-    opens = np.flatnonzero(np.r_[True, raw.visit[1:] != raw.visit[:-1]][: len(order)])
-    begin[opens] = visits.enter[raw.visit[opens]]
+    by_visit[order] = before.release[group]
+    begin = np.r_[0, by_visit[:-1]]
+    opens = np.flatnonzero(np.r_[True, marks.visit[1:] != marks.visit[:-1]])
+    begin[opens] = visits.enter[marks.visit[opens]]
     hurt = np.zeros(len(order), bool)
     torn = opens[begin[opens] < 0]
     if len(torn):
-        # What came before is lost. Another thread may have recorded the release it waited for.
+        # Another thread may have recorded the release that this one waited for.
         hurt[torn] = True
-        wanted = base[graph[torn]] + upto[torn] - 2
-        at = np.maximum(np.searchsorted(slots, wanted, side="right") - 1, 0)
-        found = (slots[at] <= wanted) & (slots[at] >= base[graph[torn]])
-        begin[torn] = np.where(found, release[at], raw.arrival[torn])
+        wanted = before.base[torn] + before.upto[torn] - 2
+        at = np.maximum(np.searchsorted(before.slots, wanted, side="right") - 1, 0)
+        found = (before.slots[at] <= wanted) & (before.slots[at] >= before.base[torn])
+        begin[torn] = np.where(found, before.release[at], marks.arrival[torn])
     return begin[order], hurt[order]
 
 
@@ -398,19 +354,12 @@ def _earliest(visits: Visits, n_graphs: int) -> I64:
 def _walls(rows: Rows, starts: I64, size: I64, release: I64, whole: Mask, enter: I64) -> Walls:
     """One row per operator: from the previous operator's release to its own."""
     graph = rows.graph[starts]
-    first = np.r_[True, graph[1:] != graph[:-1]][: len(graph)]
-    begin = np.r_[0, release[:-1]].astype(np.int64)[: len(graph)]
-    earliest = np.minimum.reduceat(rows.begin, starts) if len(starts) else release
+    first = np.r_[True, graph[1:] != graph[:-1]]
+    begin = np.r_[0, release[:-1]]
+    earliest = np.minimum.reduceat(rows.begin, starts)
     opened = enter[graph]
     begin[first] = np.where(opened >= 0, opened, earliest)[first]
     compute = rows.end - rows.begin
-    wait = rows.release - rows.end
-    if not len(starts):
-        compute_max = compute_sum = wait_sum = compute
-    else:
-        compute_max = np.maximum.reduceat(compute, starts)
-        compute_sum = np.add.reduceat(compute, starts)
-        wait_sum = np.add.reduceat(wait, starts)
     return Walls(
         graph,
         rows.node[starts],
@@ -418,31 +367,8 @@ def _walls(rows: Rows, starts: I64, size: I64, release: I64, whole: Mask, enter:
         begin,
         release,
         size.astype(np.int16),
-        compute_max,
-        compute_sum,
-        wait_sum,
+        np.maximum.reduceat(compute, starts),
+        np.add.reduceat(compute, starts),
+        np.add.reduceat(rows.release - rows.end, starts),
         whole,
     )
-
-
-def _covered(
-    raw: _Raw,
-    visits: Visits,
-    fused: npt.NDArray[np.int16],
-    forward: Mask,
-    graph: I32,
-    per_graph: I64,
-    threads: npt.NDArray[np.int16],
-    def_of_graph: I32,
-) -> Mask:
-    """Graphs whose every working node was seen once per thread, by whole visits."""
-    done = np.zeros(len(visits.tid), np.int64)
-    np.add.at(done, raw.visit, fused.astype(np.int64))
-    torn = np.zeros(len(visits.tid), bool)
-    torn[raw.visit[~forward]] = True
-    ours = visits.graph >= 0
-    fine = ours & visits.whole & ~torn
-    fine[ours] &= done[ours] == per_graph[visits.graph[ours]]
-    out = (threads > 0) & (def_of_graph >= 0)
-    out[visits.graph[ours & ~fine]] = False
-    return out

@@ -14,7 +14,7 @@ import pandas as pd
 Mask = npt.NDArray[np.bool_]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # compared and hashed by identity: sums are kept for it
 class Selection:
     """A part of a trace.
 

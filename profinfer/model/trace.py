@@ -7,9 +7,11 @@ CLOCK_MONOTONIC. Must not import the analyses or anything above, nor bcc, elftoo
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Self
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import numpy.typing as npt
@@ -26,7 +28,9 @@ from profinfer.model.nodes import NodeTables
 from profinfer.model.nodes import build as build_nodes
 from profinfer.model.operators import Operators
 from profinfer.model.operators import build as build_operators
+from profinfer.model.opmarks import collect
 from profinfer.model.selection import Selection
+from profinfer.model.sums import NodeSums, per_node
 from profinfer.model.tokens import counted
 from profinfer.model.visits import Events, GraphSpans, Visits
 from profinfer.model.visits import split as split_visits
@@ -61,6 +65,7 @@ class Trace:
         self.path: Path = reader.path
         self.reader = reader
         self.meta: TraceMetadata = reader.meta
+        self._sums: WeakKeyDictionary[Selection, NodeSums] = WeakKeyDictionary()
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> Self:
@@ -165,7 +170,7 @@ class Trace:
         ops = self._operators.rows
         index = self.reader.records()
         tids = np.unique(index.tid).astype(np.int64)
-        at = np.searchsorted(tids, ops.tid)
+        at = np.searchsorted(tids.astype(np.int32), ops.tid)
         compute = np.zeros(len(tids), np.int64)
         wait = np.zeros(len(tids), np.int64)
         np.add.at(compute, at, ops.end - ops.begin)
@@ -275,6 +280,12 @@ class Trace:
             narrowed=op is not None or layer is not None,
         )
 
+    def sums(self, selection: Selection) -> NodeSums:
+        """The selected operators summed per node; kept as long as the selection is."""
+        if selection not in self._sums:
+            self._sums[selection] = per_node(self._operators.walls, selection)
+        return self._sums[selection]
+
     # -- inside ------------------------------------------------------------------------------
 
     @cached_property
@@ -316,11 +327,15 @@ class Trace:
     def _operators(self) -> Operators:
         events, passes = self._split
         def_id: npt.NDArray[np.int32] = self._spans.graphs["def_id"].to_numpy()
-        out = build_operators(events, passes, def_id, self._nodes.index, self.meta.plan.ops)
-        # The flat events are the largest arrays, and no table needs them any more.
+        index = self._nodes.index
+        # The flat events and what they were made of are large, and no table needs them again.
         nothing = Events(events.ts[:0], events.kind[:0], events.arg[:0], events.visit[:0])
         self.__dict__["_split"] = (nothing, passes)
-        return out
+        none = np.zeros(0, np.uint32)
+        self.__dict__["_records"] = replace(self._records, op_dt=none, op_what=none)
+        collected = collect(events, passes, def_id, index, self.meta.plan.ops)
+        del events
+        return build_operators(collected, passes, def_id)
 
     @cached_property
     def _ops_lost(self) -> bool:

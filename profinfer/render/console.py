@@ -155,23 +155,9 @@ def _column(column: Column, result: Result) -> _Cells:
     values = result.frame[column.name].tolist()
     total = (result.total or {}).get(column.name)
     ratios = None
-    known = [abs(v) for v in (*values, total) if not _missing(v) and not isinstance(v, str)]
-    most = max(known, default=0)
     unit = ""
     if column.unit == "ns":
-        # The largest entry of the rows decides: totals may be longer, rows must be readable.
-        alike = [c.name for c in result.columns if c.like and c.like == column.like]
-        rows = max(
-            (
-                abs(v)
-                for name in alike or [column.name]
-                for v in result.frame[name].tolist()
-                if not _missing(v)
-            ),
-            default=0,
-        )
-        unit, scale = ("ms", 1e6) if rows >= 1e7 else ("µs", 1e3)
-        digits = 1 if most / scale >= 10 else 2
+        unit, scale, digits = _time_unit(column, result)
         cells = [_number(v, scale, digits) for v in (*values, total)]
     elif column.unit == "ratio":
         unit = "%"
@@ -189,6 +175,21 @@ def _column(column: Column, result: Result) -> _Cells:
     if _missing(total):
         cells[-1] = ""
     return _Cells(column.title, unit, cells[:-1], cells[-1], column.unit == "text", ratios)
+
+
+def _time_unit(column: Column, result: Result) -> tuple[str, float, int]:
+    """Unit, nanoseconds in it and digits, by the largest row of this column and those like it."""
+    alike = [c.name for c in result.columns if c.like and c.like == column.like]
+    known = (
+        abs(v)
+        for name in alike or [column.name]
+        for v in result.frame[name].tolist()
+        if not _missing(v)
+    )
+    most = max(known, default=0)
+    if most < 1e7:
+        return "µs", 1e3, 1 if most >= 1e4 else 2
+    return "ms", 1e6, 1 if most >= 1e8 else 2
 
 
 def _number(value: Any, scale: float, digits: int) -> str:

@@ -1,0 +1,84 @@
+"""Layer 5: the operators of a selection summed per node, in one pass over the events.
+
+Views group nodes, of which there are few; only this file looks at every operator for them.
+Must not import the analyses or above.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from profinfer.model.operators import Walls
+from profinfer.model.selection import Selection
+
+I64 = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class NodeSums:
+    """Sums per node_id; arrays have the length of the nodes table.
+
+    Attributes:
+        calls: executions.
+        wall: ns from release to release.
+        compute: ns of computing, mean over the threads of each execution, torn ones left out.
+        wait: ns of waiting, likewise.
+        slowest: ns of the longest execution.
+        graph_wall: ns of all executions, of each graph (length of the graphs table).
+        fused: executions that covered more than one node.
+        compute_max: ns of the slowest thread of each execution, summed, torn ones left out.
+        whole_wall: ns of the executions that are not torn.
+    """
+
+    calls: I64
+    wall: I64
+    compute: I64
+    wait: I64
+    slowest: I64
+    graph_wall: I64
+    fused: int
+    compute_max: int
+    whole_wall: int
+
+
+def per_node(walls: Walls, selection: Selection) -> NodeSums:
+    """Sum the selected operators."""
+    n = len(selection.nodes)
+    graph, node, whole, threads = walls.graph, walls.node, walls.complete, walls.threads
+    length = walls.release - walls.begin
+    compute, wait, most, fused = walls.compute_sum, walls.wait_sum, walls.compute_max, walls.fused
+    if not selection.graphs.all() or selection.narrowed:
+        mask = selection.graphs[graph]
+        if selection.narrowed:
+            mask &= selection.nodes[node]
+        if not mask.all():
+            keep = np.flatnonzero(mask)
+            graph, node, whole, threads = graph[keep], node[keep], whole[keep], threads[keep]
+            length, compute, wait = length[keep], compute[keep], wait[keep]
+            most, fused = most[keep], fused[keep]
+    # Integer nanoseconds: the mean over threads of one operator, rounded down.
+    mean_compute, mean_wait = compute // threads, wait // threads
+    torn = np.flatnonzero(~whole)
+    mean_compute[torn] = mean_wait[torn] = 0
+    slowest = np.zeros(n, np.int64)
+    np.maximum.at(slowest, node, length)
+    return NodeSums(
+        calls=np.bincount(node, minlength=n).astype(np.int64),
+        wall=_summed(node, length, n),
+        compute=_summed(node, mean_compute, n),
+        wait=_summed(node, mean_wait, n),
+        slowest=slowest,
+        graph_wall=_summed(graph, length, len(selection.graphs)),
+        fused=int((fused > 1).sum()),
+        compute_max=int(most.sum() - most[torn].sum()),
+        whole_wall=int(length.sum() - length[torn].sum()),
+    )
+
+
+def _summed(at: npt.NDArray[np.int32], values: I64, n: int) -> I64:
+    out = np.zeros(n, np.int64)
+    np.add.at(out, at, values)
+    return out
