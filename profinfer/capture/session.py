@@ -20,6 +20,7 @@ from profinfer._version import __version__
 from profinfer.capture.drain import RingReader
 from profinfer.capture.host import describe_host, read_clock
 from profinfer.capture.leftover import open_batches
+from profinfer.capture.plausible import Verdict, check_tensors
 from profinfer.capture.program import Program
 from profinfer.capture.progress import ProgressLine
 from profinfer.capture.signals import SignalWatch, pass_on
@@ -77,6 +78,7 @@ class RecordResult:
         graphs: graphs begun; operators: operator records written.
         lost: events dropped, all kinds; size: bytes of the trace file.
         interrupted: a signal asked for the end.
+        implausible: what was read as tensors makes no sense; the probes were removed.
         write_error: the recording was cut short because the file could not be written.
     """
 
@@ -88,6 +90,7 @@ class RecordResult:
     lost: int
     size: int
     interrupted: bool
+    implausible: Verdict | None
     write_error: TraceError | None
 
 
@@ -110,7 +113,7 @@ def record(plan: ProbePlan, options: RecordOptions) -> RecordResult:
             gid=caller.gid if caller else -1,
         )
         ring = RingReader(program.ring_fd("ring"), options.ring_bytes)
-        recording = _Recording(program, ring, writer, target, signals, options.progress)
+        recording = _Recording(program, ring, writer, target, signals, options.progress, plan)
         try:
             target.release()
         except ProfinferError:
@@ -166,7 +169,9 @@ class _Recording:
         target: LaunchedTarget,
         signals: SignalWatch,
         progress: bool,
+        plan: ProbePlan,
     ) -> None:
+        self._plan = plan
         self._program = program
         self._ring = ring
         self._writer = writer
@@ -174,6 +179,9 @@ class _Recording:
         self._signals = signals
         self._progress = ProgressLine(wanted=progress)
         self._sink: Callable[[memoryview], None] = writer.write_ring
+        self._implausible: Verdict | None = None
+        if plan.layout is not None:
+            self._sink = self._write_checked
         self._write_error: TraceError | None = None
         self._interrupts = 0
         self._mapped = False
@@ -203,6 +211,29 @@ class _Recording:
             self._sink = lambda data: None
             self._program.detach_all()
             return self._ring.drain(self._sink)
+
+    def _write_checked(self, block: memoryview) -> None:
+        """The sink until tensors were seen: they must make sense, or nothing that follows does."""
+        self._writer.write_ring(block)
+        assert self._plan.layout is not None
+        facts = self._plan.facts
+        verdict = check_tensors(block, self._plan.layout, facts.ops, facts.types)
+        if not verdict.seen:
+            return
+        self._sink = self._writer.write_ring
+        if not verdict.acceptable:
+            self._implausible = verdict
+            self._program.detach_all()
+            self._json(
+                ChunkKind.NOTE,
+                {
+                    "ts": time.clock_gettime_ns(time.CLOCK_MONOTONIC),
+                    "what": "implausible",
+                    "seen": verdict.seen,
+                    "bad": verdict.bad,
+                    "example": verdict.example,
+                },
+            )
 
     def _take_signals(self) -> None:
         while (info := self._signals.next()) is not None:
@@ -284,6 +315,7 @@ class _Recording:
             lost=lost_events(counters),
             size=self._writer.bytes_written,
             interrupted=bool(self._interrupts),
+            implausible=self._implausible,
             write_error=self._write_error,
         )
 

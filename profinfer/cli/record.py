@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from profinfer.errors import UsageProblem
+from profinfer.errors import TargetError, UsageProblem
 
 if TYPE_CHECKING:
     from profinfer.capture.session import RecordResult
@@ -138,6 +138,14 @@ def _finish(result: RecordResult, plan: ProbePlan, output: Path) -> int:
     status = result.status.as_exit_code
     if result.write_error is not None:
         raise result.write_error
+    if result.implausible is not None:
+        bad = result.implausible
+        assert plan.layout is not None
+        raise TargetError(
+            f"what was read of {bad.seen} tensors makes no sense ({bad.example}): the layout "
+            f"{plan.layout.id} does not fit this engine; the probes were removed",
+            hint="--level token, which reads no graphs; profinfer probes shows the evidence",
+        )
     if result.calls == 0 and result.graphs == 0:
         click.echo(f"profinfer: the target {result.status.text} and ran no inference", err=True)
         click.echo(
