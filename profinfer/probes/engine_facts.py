@@ -14,9 +14,10 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from profinfer.elf.flow import Path, State, Value, paths
+from profinfer.elf.flow import Path, paths
 from profinfer.elf.modules import EngineImage
 from profinfer.elf.sites import ARGUMENTS
+from profinfer.elf.values import State, Value
 
 _NAME = re.compile(r"^[A-Z0-9_]{2,32}$")
 _TYPE_NAME = re.compile(r"^[A-Za-z0-9_]{2,24}$")

@@ -24,8 +24,10 @@ from dataclasses import dataclass
 
 from profinfer.elf.calls import calls_to
 from profinfer.elf.disasm import Decoder, Insn
-from profinfer.elf.flow import Compare, Load, Path, State, Value, paths
+from profinfer.elf.flow import Load, Path, paths
 from profinfer.elf.symbols import ElfImage, Function
+from profinfer.elf.values import Compare, State, Value, sign
+from profinfer.elf.x86 import step
 
 BARRIER = "ggml_barrier"
 LOOP_FUNCTIONS = (
@@ -138,17 +140,16 @@ def _calls_barrier(decoder: Decoder, insn: Insn) -> bool:
 def _prove(
     decoder: Decoder, function: Function, call: Insn, n_nodes: int, nodes: int
 ) -> LoopSite | None:
-    state = State(decoder.image.machine)
-    state.call()
+    state = _after_call(decoder, function, call)
 
-    def enough(loads: Sequence[Load], compares: Sequence[Compare]) -> bool:
-        return _next_node(loads[-1:], compares, n_nodes, nodes) is not None
+    def enough(now: State, loads: Sequence[Load], compares: Sequence[Compare]) -> bool:
+        return _next_node(now, loads[-1:], compares, n_nodes, nodes) is not None
 
     followed = list(paths(decoder, call.end, state, enough=enough))
     proven = {
         found
         for p in followed
-        if (found := _next_node(p.loads, p.compares, n_nodes, nodes)) is not None
+        if (found := _next_node(p.state, p.loads, p.compares, n_nodes, nodes)) is not None
     }
     if len(proven) != 1:
         return None  # no proof, or two that contradict each other
@@ -157,7 +158,7 @@ def _prove(
     cgraph = location(cgraph_value)
     if index is None or cgraph is None:
         return None
-    leave = _leave(decoder, call, followed, n_nodes, cgraph_value)
+    leave = _leave(decoder, call, followed, cgraph_value, n_nodes, nodes)
     guarded = _guarded(decoder, function, call, n_nodes)
     if guarded and leave is None:
         return None  # the last node's end would not be seen
@@ -177,15 +178,68 @@ def _prove(
     )
 
 
+def _after_call(decoder: Decoder, function: Function, call: Insn) -> State:
+    """The state after a call, with what the code before it copied known as copies.
+
+    Looks at the straight line that must have been run to reach the call: after a copy
+    ``rbx = rbp`` either register may be used as the loop's index from there on.
+    """
+    line = _line_before(decoder, function, call)
+    before = State(decoder.image.machine)
+    for insn in line:
+        step(before, insn)
+    after = State(decoder.image.machine)
+    stack = Value.of(("reg", "rsp"))
+    if before.register("rsp") == stack:
+        kept: dict[Value, Value] = {}  # what a place held before, without its constant -> place
+        for name in _CALLEE_SAVED[decoder.image.machine]:
+            value = before.register(name)
+            bare = Value(0, value.terms)
+            if bare in kept and value.terms:
+                after.registers[name] = kept[bare].plus(Value(value.const))
+            else:
+                kept[bare] = Value.of(("reg", name)).plus(Value(-value.const))
+        for address, value in before.memory.items():
+            bare = Value(0, value.terms)
+            if address.atom in (("reg", "rsp"), ("reg", "rbp")) and bare in kept and value.terms:
+                after.memory[address] = kept[bare].plus(Value(value.const))
+    after.call()
+    return after
+
+
+def _line_before(decoder: Decoder, function: Function, call: Insn) -> list[Insn]:
+    """The instructions before a call that nothing jumps between."""
+    bounds = decoder.image.bounds(function.address)
+    assert bounds is not None
+    line: list[Insn] = []
+    targets: set[int] = set()
+    for insn in decoder.straight(*bounds):
+        if insn.flow in ("jmp", "jcc") and insn.target is not None:
+            targets.add(insn.target)
+        if insn.address < call.address:
+            line = [] if insn.flow else [*line, insn]
+    while line and any(insn.address in targets for insn in line[1:]):
+        line = line[1:]
+    return [] if call.address in targets else line
+
+
+_CALLEE_SAVED = {
+    "x86_64": ("rbx", "rbp", "r12", "r13", "r14", "r15"),
+    "aarch64": tuple(f"x{n}" for n in range(19, 30)),
+}
+
+
 def _next_node(
-    loads: Sequence[Load], compares: Sequence[Compare], n_nodes: int, nodes: int
+    now: State, loads: Sequence[Load], compares: Sequence[Compare], n_nodes: int, nodes: int
 ) -> tuple[Value, Value] | None:
     """(index of the next node, cgraph) if the next node is loaded after the loop test."""
     tests: dict[tuple[Value, Value], None] = {}
     for c in compares:
         for count, other in ((c.left, c.right), (c.right, c.left)):
             cgraph = _field_owner(count, n_nodes)
-            if cgraph is not None and other.atom is not None:
+            if cgraph is None or other.atom is None:
+                continue
+            if sign(now, other.plus(count, -1)) == {-1}:  # the path has next < n_nodes
                 tests.setdefault((other, cgraph))
     for _insn, address, size in loads:
         if size != 8:
@@ -209,12 +263,26 @@ def _is_element(address: Value, index: Value, cgraph: Value, nodes: int) -> bool
     return owner is not None and _plain(owner) == _plain(cgraph)
 
 
+def _reads_nodes(address: Value, cgraph: Value, nodes: int) -> bool:
+    """Whether ``address`` is an element of ``cgraph->nodes``, whichever."""
+    return any(
+        (owner := _field_owner(Value.of(atom), nodes)) is not None
+        and _plain(owner) == _plain(cgraph)
+        for atom, _factor in address.terms
+    )
+
+
 def _plain(value: Value) -> str:
     return repr(value)
 
 
 def _leave(
-    decoder: Decoder, call: Insn, followed: list[Path], n_nodes: int, cgraph: Value
+    decoder: Decoder,
+    call: Insn,
+    followed: list[Path],
+    cgraph: Value,
+    n_nodes: int,
+    nodes: int,
 ) -> int | None:
     """The barrier call that the loop's exit runs into."""
     ends = {
@@ -224,6 +292,7 @@ def _leave(
         and path.end.address != call.address
         and path.end.flow in ("call", "jmp")  # the last call of a function may be a jump
         and _calls_barrier(decoder, path.end)
+        and not any(_reads_nodes(address, cgraph, nodes) for _insn, address, _size in path.loads)
         and any(
             _field_owner(v, n_nodes) == cgraph for c in path.compares for v in (c.left, c.right)
         )

@@ -334,8 +334,13 @@ class _Draft:
         for entry in sorted({s.entry for s in sites}):
             here = [s for s in sites if s.entry == entry]
             name = here[0].function.name
-            enter = entry_site(image.decoder, entry, kernel=self.kernel)
-            self.add("op.enter", image, name, enter)
+            # A loop inlined into a worker's own loop is not entered once a graph.
+            once = here[0].function.base != "ggml_graph_compute_secondary_thread"
+            if once:
+                enter = entry_site(image.decoder, entry, kernel=self.kernel)
+                self.add("op.enter", image, name, enter)
+            else:
+                self.skip(name, "op.enter", "the graph loop is inlined into the worker's loop")
             for s in here:
                 probe = self.add(
                     "op.end",
@@ -351,7 +356,7 @@ class _Draft:
             for leave in sorted(leaves):
                 site = at_insn(image.decoder, leave, kernel=self.kernel, stack_delta=None)
                 self.add("op.leave", image, name, site)
-            if not leaves:  # engines without a barrier after the loop
+            if not leaves and once:  # engines without a barrier after the loop
                 back = entry_site(image.decoder, entry, returns=True, kernel=self.kernel)
                 self.add("op.leave", image, name, back, kind="uretprobe")
         return OpsPlan(

@@ -1,0 +1,142 @@
+"""The operator site that the analysis proves, held against a program that runs there.
+
+``test_plan_loop.c`` is the engine's graph loop with an int3 planted on the site: every hit
+must see the true node index and graph, whatever the compiler made of the loop.
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from profinfer.elf.disasm import Decoder
+from profinfer.elf.symbols import ElfImage
+from profinfer.probes.operator_site import (
+    Location,
+    LoopSite,
+    find_loop_sites,
+    functions_by_calls,
+    loop_functions,
+)
+
+SOURCE = Path(__file__).with_name("test_plan_loop.c")
+COMPILERS = [c for c in ("gcc", "clang") if shutil.which(c)]
+pytestmark = pytest.mark.skipif(not COMPILERS, reason="no C compiler")
+
+BUILDS = [
+    (opt, loop, extra)
+    for opt in ("-O1", "-O2", "-O3", "-Os")
+    for loop in ((), ("-DOLD_LOOP",))
+    for extra in ((), ("-fcf-protection=full", "-fno-omit-frame-pointer"))
+] + [
+    ("-O0", (), ()),
+    ("-O0", ("-DOLD_LOOP",), ()),
+    ("-O2", ("-DONE_FUNCTION",), ()),
+    ("-O3", ("-DONE_FUNCTION", "-DOLD_LOOP"), ("-march=haswell",)),
+]
+
+
+def build(folder: Path, compiler: str, *flags: str) -> Path:
+    out = folder / "loop"
+    subprocess.run(
+        [compiler, "-std=gnu11", "-w", *flags, "-fPIE", "-pie", "-rdynamic", "-o", out, SOURCE],
+        check=True,
+    )
+    return out
+
+
+def sites_of(path: Path) -> list[LoopSite]:
+    image = ElfImage(path)
+    decoder = Decoder(image)
+    functions = loop_functions(image) or functions_by_calls(decoder, "ggml_barrier")
+    return [s for f in functions for s in find_loop_sites(decoder, f, n_nodes=4, nodes=16)]
+
+
+def written(location: Location) -> str:
+    return ",".join([location.register, *map(str, location.offsets)])
+
+
+def run_at(path: Path, site: LoopSite) -> list[tuple[str, int, int]]:
+    done = subprocess.run(
+        [path, hex(site.end), written(site.index), written(site.cgraph)],
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    return [(w, int(a), int(b)) for w, a, b in (line.split() for line in done.stdout.splitlines())]
+
+
+def check(path: Path, site: LoopSite) -> int:
+    """Compare every hit with the node that ran before it. Returns the number of hits."""
+    hits, last, n_nodes, missed = 0, -1, 0, 0
+    for what, a, b in run_at(path, site):
+        if what == "graph":
+            # The end of the last node is the barrier after the loop, unless always called.
+            assert missed <= (0 if site.barrier_always else 1)
+            n_nodes, last, missed = a, -1, 0
+        elif what == "ran":
+            last, missed = a, missed + 1
+        else:
+            assert (a - site.bias, b) == (last, 1)
+            assert site.barrier_always or last + 1 < n_nodes
+            hits, missed = hits + 1, 0
+    return hits
+
+
+@pytest.mark.parametrize("compiler", COMPILERS)
+@pytest.mark.parametrize(("opt", "loop", "extra"), BUILDS)
+def test_every_hit_sees_the_node_that_ended(
+    tmp_path: Path, compiler: str, opt: str, loop: tuple[str, ...], extra: tuple[str, ...]
+) -> None:
+    path = build(tmp_path, compiler, opt, *loop, *extra)
+    sites = sites_of(path)
+    assert len(sites) == 1, "the loop's barrier call was not proven"
+    assert sites[0].barrier_always == ("-DOLD_LOOP" in loop)
+    assert (sites[0].leave is None) == ("-DOLD_LOOP" in loop)
+    assert check(path, sites[0]) >= 30
+
+
+def test_the_leave_site_is_the_call_after_the_loop(tmp_path: Path) -> None:
+    path = build(tmp_path, COMPILERS[0], "-O2", "-g")
+    site = sites_of(path)[0]
+    assert site.leave is not None
+    found = subprocess.run(
+        ["addr2line", "-e", path, hex(site.end), hex(site.leave)],
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stdout.split()
+    lines = [int(line.split(":")[1]) for line in found if ":" in line]
+    source = SOURCE.read_text().splitlines()
+    assert all("ggml_barrier(state->threadpool)" in source[n - 1] for n in lines)
+    assert lines[0] < lines[1]
+
+
+def test_a_stripped_program_is_found_by_its_calls(tmp_path: Path) -> None:
+    path = build(tmp_path, COMPILERS[0], "-O2", "-fvisibility=hidden", "-Wl,--export-dynamic")
+    stripped = tmp_path / "stripped"
+    # What is left is what a stripped library exports.
+    subprocess.run(["objcopy", "--strip-all", path, stripped], check=True)
+    image = ElfImage(stripped)
+    assert not image.clones("ggml_graph_compute_thread") or image.table(".symtab") == b""
+    unstripped = sites_of(path)
+    if image.function("ggml_barrier") is None:
+        assert functions_by_calls(Decoder(image), "ggml_barrier") == []
+        return
+    assert [s.end for s in sites_of(stripped)] == [s.end for s in unstripped]
+
+
+@pytest.mark.parametrize("wrong", [{"n_nodes": 8, "nodes": 16}, {"n_nodes": 4, "nodes": 24}])
+def test_another_layout_proves_nothing(tmp_path: Path, wrong: dict[str, int]) -> None:
+    image = ElfImage(build(tmp_path, COMPILERS[0], "-O2"))
+    decoder = Decoder(image)
+    assert [s for f in loop_functions(image) for s in find_loop_sites(decoder, f, **wrong)] == []
+
+
+def test_locations_read_like_code() -> None:
+    assert str(Location("r12")) == "r12"
+    assert str(Location("rsp", (8,))) == "[rsp+0x8]"
+    assert str(Location("rsp", (72, 512, 0))) == "[[[rsp+0x48]+0x200]]"
