@@ -17,7 +17,8 @@ pytestmark = pytest.mark.e2e
 
 PROMPT = "The quick brown fox jumps over the lazy dog and then"
 TIMING = re.compile(
-    r"(prompt eval|eval) time =\s+([\d.]+) ms /\s+(\d+) (?:tokens|runs).*?([\d.]+) tokens per second"
+    r"(prompt eval|eval) time =\s+([\d.]+) ms /\s+(\d+) (?:tokens|runs)"
+    r".*?([\d.]+) tokens per second"
 )
 NODE = re.compile(
     r"eval:\s+(?P<name>.+?) = \((?P<type>\w+)\)\s+(?P<op>\w+)\((?P<srcs>.*)\) = \{(?P<ne>[\d, ]+)\}"
@@ -42,7 +43,9 @@ def run(
     run_profinfer: Callable[..., subprocess.CompletedProcess[str]],
 ) -> Run:
     path = tmp_path_factory.mktemp("e2e") / "trace.pf"
-    command = _command(llama_bin, "llama-completion", smollm2, "-n", "64", "-no-cnv", "--temp", "0")
+    command = _command(
+        llama_bin, "llama-completion", smollm2, "-n", "64", "-no-cnv", "--temp", "0", "--ignore-eos"
+    )
     done = run_profinfer("record", "-o", str(path), "--", *command)
     assert done.returncode == 0, done.stderr
     return Run(Trace.open(path), done.stderr)
@@ -71,7 +74,9 @@ def test_every_node_runs_once_per_thread(run: Run) -> None:
 
 def test_compute_wait_and_gaps_explain_the_graphs(run: Run) -> None:
     t = run.trace
-    walls = t.op_walls.groupby("graph_id").agg(first=("begin_ns", "min"), last=("release_ns", "max"))
+    walls = t.op_walls.groupby("graph_id").agg(
+        first=("begin_ns", "min"), last=("release_ns", "max")
+    )
     wall_sum = (
         (t.op_walls["release_ns"] - t.op_walls["begin_ns"]).groupby(t.op_walls["graph_id"]).sum()
     )
@@ -124,13 +129,15 @@ def test_sampling_is_seen(run: Run) -> None:
 def test_graph_agrees_with_the_engines_own_dump(run: Run, llama_bin: Path, smollm2: Path) -> None:
     """Names, operators, types, shapes and order against llama-eval-callback, node by node."""
     said = subprocess.run(
-        _command(llama_bin, "llama-eval-callback", smollm2, "-n", "1", "--no-warmup"),
+        _command(llama_bin, "llama-eval-callback", smollm2, "-n", "1"),
         capture_output=True,
         text=True,
         check=True,
         timeout=120,
     )
-    theirs = [m.groupdict() for m in map(NODE.search, (said.stdout + said.stderr).splitlines()) if m]
+    theirs = [
+        m.groupdict() for m in map(NODE.search, (said.stdout + said.stderr).splitlines()) if m
+    ]
     t = run.trace
     prefill = t.graphs[t.graphs["phase"] == "prefill"].iloc[0]
     ours = t.nodes[t.nodes["def_id"] == prefill["def_id"]].sort_values("idx")
@@ -159,7 +166,15 @@ def test_the_growing_kv_cache_is_seen(
     """Attention reads a KV cache that grows in steps of 256 cells: its shape must follow."""
     path = tmp_path / "kv.pf"
     command = _command(
-        llama_bin, "llama-completion", smollm2, "-n", "280", "-no-cnv", "--temp", "0", "--ignore-eos"
+        llama_bin,
+        "llama-completion",
+        smollm2,
+        "-n",
+        "280",
+        "-no-cnv",
+        "--temp",
+        "0",
+        "--ignore-eos",
     )
     done = run_profinfer("record", "-o", str(path), "--", *command)
     assert done.returncode == 0, done.stderr
