@@ -105,7 +105,9 @@ def by(trace: Trace, selection: Selection, key: str) -> Result:
     out, total = _grouped(trace, selection, trace.nodes, keys)
     out, total = _finished(out, total, selection.n_tokens)
     if key == "layer":
-        out = out.sort_values("layer", kind="stable").reset_index(drop=True)
+        # What belongs to no layer comes last.
+        place = out["layer"].where(out["layer"] >= 0, 1 << 30)
+        out = out.iloc[place.argsort(kind="stable")].reset_index(drop=True)
         inferred = bool(trace.nodes["layer_inferred"].any())
         out["layer"] = out["layer"].astype(str).replace("-1", NO_LAYER)
     columns = (column, *TIME, *SPLIT)

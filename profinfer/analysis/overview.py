@@ -5,10 +5,12 @@ Must not import rich or anything above.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 
 from profinfer.analysis import latency, notes
@@ -17,6 +19,7 @@ from profinfer.model.selection import Selection
 from profinfer.model.selfcheck import checks, explained
 from profinfer.model.trace import Trace
 
+I64 = npt.NDArray[np.int64]
 _MODEL_OPTIONS = ("-m", "--model", "-mu", "--model-url", "-hf", "-hfr", "--hf-repo")
 
 
@@ -59,6 +62,7 @@ def overview(trace: Trace) -> Result:
          Path(meta.target.exe or (meta.target.argv or ("?",))[0]).name),
         (_text("threads", "threads", "Threads that computed graphs; several counts if it changed."),
          _threads(trace)),
+        (_text("level", "level", "What was recorded: token, graph or op."), meta.plan.level),
         (_text("cpu", "CPU", "CPU model and CPUs online."), _cpu(trace)),
         (_ns("run_ns", "run", "First to last call, warm-up excluded."), wall),
         (_ns("ttft_ns", "TTFT", "Begin of the first prefill call to the end of the first sample; "
@@ -146,7 +150,7 @@ def phases(trace: Trace) -> Result:
     )
 
 
-def _windows(trace: Trace) -> np.ndarray:
+def _windows(trace: Trace) -> I64:
     """End of each call's window: begin of the next call of its thread, or its last sample's end."""
     calls = trace.calls
     begin, end, tid = (calls[c].to_numpy() for c in ("begin_ns", "end_ns", "tid"))
@@ -169,22 +173,34 @@ def ledger(trace: Trace, selection: Selection) -> Result:
     mine = graphs[np.r_[chosen, False][graphs["call_id"].to_numpy()]]
     in_graphs = int((mine["end_ns"] - mine["begin_ns"]).sum())
     walk = int(mine["walk_ns"].sum())
-    sums = trace.sums(selection) if len(trace.op_walls) else None
     # Graphs outside of calls belong to no window.
-    ops = int(sums.graph_wall[mine["graph_id"].to_numpy()].sum()) if sums else 0
+    inside = replace(selection, graphs=_flags(mine["graph_id"].to_numpy(), len(graphs)))
+    if np.array_equal(inside.graphs, selection.graphs):
+        inside = selection  # its sums are known already
+    sums = trace.sums(inside) if len(trace.op_walls) else None
+    ops = int(sums.wall.sum()) if sums else 0
     compute = int(sums.compute.sum()) if sums else 0
+    whole = sums.whole_wall if sums else 0
     rows: list[tuple[str, str, int]] = []
     if sums and len(mine):
         rows += [
             ("compute", "operators: computing (mean over threads)", compute),
-            ("wait", "operators: waiting for other threads", ops - compute),
+            ("wait", "operators: waiting for other threads", whole - compute),
             ("gaps", "graphs: threads starting and leaving", in_graphs - ops),
         ]
+        if torn := ops - whole:
+            rows.insert(2, ("torn", "operators: only partly recorded", torn))
     elif len(mine):
         rows.append(("graphs", "graphs", in_graphs))
+    if len(mine):
+        build = in_calls - in_graphs - walk
+        rows += [
+            ("walk", "profinfer reading the graphs", walk),
+            ("build", "calls: building and scheduling the graphs", build),
+        ]
+    else:
+        rows.append(("calls", "calls", in_calls))
     rows += [
-        ("walk", "profinfer reading the graphs", walk),
-        ("build", "calls: building and scheduling the graphs", in_calls - in_graphs - walk),
         ("sampling", "sampling", sampling),
         ("between", "between calls", int(span) - in_calls - sampling),
     ]
@@ -213,6 +229,12 @@ def ledger(trace: Trace, selection: Selection) -> Result:
         notes.of(trace, selection),
         total,
     )
+
+
+def _flags(rows: I64, n: int) -> npt.NDArray[np.bool_]:
+    out = np.zeros(n, bool)
+    out[rows] = True
+    return out
 
 
 def self_check(trace: Trace) -> Result:

@@ -168,8 +168,16 @@ def _selections(trace: Trace, asked: ReportOptions) -> list[Selection]:
     found = [s for s in found if not s.empty]
     if not found:
         have = trace.calls["phase"].value_counts()
-        said = ", ".join(f"{n} {p}" for p, n in have.items() if n) or "no calls"
-        raise EmptyTrace(f"nothing in {trace.path} is selected by these options", f"it has {said}")
+        said = ", ".join(f"{n} {p}" for p, n in have.items() if n) or "no"
+        raise EmptyTrace(
+            f"these options select nothing: {trace.path} has {said} calls",
+            f"profinfer report {trace.path} --by token",
+        )
+    if asked.narrowed and not any(trace.sums(s).calls.any() for s in found):
+        raise EmptyTrace(
+            f"no operator of {trace.path} is selected by these options",
+            f"profinfer report {trace.path} --by layer, or --by op, shows what there is",
+        )
     return found
 
 

@@ -174,6 +174,8 @@ def _blocks(marks: Marks, visits: Visits, n_graphs: int) -> list[I64]:
     edge = np.searchsorted(marks.visit, np.arange(len(visits.tid) + 1))
     count = np.diff(edge)
     busy = np.flatnonzero(count)
+    if not len(busy):
+        return []
     per_graph = np.zeros(n_graphs, np.int64)
     np.add.at(per_graph, visits.graph[busy], count[busy])
     block = (np.cumsum(per_graph) // BLOCK)[visits.graph[busy]]

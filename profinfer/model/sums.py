@@ -27,7 +27,6 @@ class NodeSums:
         compute: ns of computing, mean over the threads of each execution, torn ones left out.
         wait: ns of waiting, likewise.
         slowest: ns of the longest execution.
-        graph_wall: ns of all executions, of each graph (length of the graphs table).
         fused: executions that covered more than one node.
         compute_max: ns of the slowest thread of each execution, summed, torn ones left out.
         whole_wall: ns of the executions that are not torn.
@@ -38,7 +37,6 @@ class NodeSums:
     compute: I64
     wait: I64
     slowest: I64
-    graph_wall: I64
     fused: int
     compute_max: int
     whole_wall: int
@@ -71,7 +69,6 @@ def per_node(walls: Walls, selection: Selection) -> NodeSums:
         compute=_summed(node, mean_compute, n),
         wait=_summed(node, mean_wait, n),
         slowest=slowest,
-        graph_wall=_summed(graph, length, len(selection.graphs)),
         fused=int((fused > 1).sum()),
         compute_max=int(most.sum() - most[torn].sum()),
         whole_wall=int(length.sum() - length[torn].sum()),
