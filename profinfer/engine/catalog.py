@@ -7,7 +7,7 @@ model uses it on machines that record nothing.
 from __future__ import annotations
 
 import tomllib
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from importlib import resources
 from typing import Any
@@ -29,6 +29,8 @@ class Layout:
         buffer_size: bytes of struct ggml_backend_buffer that are read, a multiple of 8.
         tensor, cgraph, cplan, backend, buffer, batch, batch_ext: field -> offset.
         flags: name of a tensor flag -> bit.
+        versions: versions of ggml that have exactly this layout.
+        markers: field -> function that engines with this field have.
     """
 
     id: str
@@ -43,10 +45,22 @@ class Layout:
     batch: dict[str, int]
     batch_ext: dict[str, int] = field(default_factory=dict)
     flags: dict[str, int] = field(default_factory=dict)
+    versions: tuple[str, ...] = ()
+    markers: dict[str, str] = field(default_factory=dict)
+
+    def without(self, key: str) -> Layout:
+        """The same layout for an engine that lacks a field (``cgraph.uid``, ``flags.compute``)."""
+        struct, name = key.split(".")
+        change: dict[str, Any] = {
+            struct: {k: v for k, v in getattr(self, struct).items() if k != name}
+        }
+        return replace(self, **change)
 
     def to_json(self) -> dict[str, Any]:
         """The layout as the trace's metadata keeps it."""
-        return asdict(self)
+        data = asdict(self)
+        del data["versions"], data["markers"]
+        return data
 
 
 @cache

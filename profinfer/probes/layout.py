@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
 from dataclasses import replace
 
 from profinfer.engine.catalog import Layout, layouts
@@ -11,8 +12,12 @@ from profinfer.probes.engine_facts import EngineFacts
 _LEAST_FACTS = 3
 
 
-def choose_layout(facts: EngineFacts) -> tuple[Layout | None, str]:
+def choose_layout(facts: EngineFacts, functions: Container[str]) -> tuple[Layout | None, str]:
     """The layout that agrees with everything the engine's code told.
+
+    Args:
+        facts: what the code told.
+        functions: names of the engine's functions, which tell whether optional fields exist.
 
     Returns:
         (layout, why): the layout with its evidence completed, or None and the reason.
@@ -29,6 +34,9 @@ def choose_layout(facts: EngineFacts) -> tuple[Layout | None, str]:
                 wrong.append(f"{function}() says {key} is {offset}, not {known}")
         if not wrong:
             agreed = ", ".join(f"{k}={v}" for k, (v, _f) in facts.offsets.items())
+            for key, function in layout.markers.items():
+                if facts.version not in layout.versions and function not in functions:
+                    layout = layout.without(key)
             return replace(
                 layout, evidence=f"{layout.evidence}; confirmed by the binary's code: {agreed}"
             ), ""

@@ -23,7 +23,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from profinfer.elf.calls import calls_to
-from profinfer.elf.disasm import Decoder, Insn
+from profinfer.elf.disasm import Decoder, Imm, Insn, Mem, Reg
 from profinfer.elf.flow import Load, Path, paths
 from profinfer.elf.symbols import ElfImage, Function
 from profinfer.elf.values import Compare, State, Value, sign
@@ -130,6 +130,25 @@ def find_loop_sites(
             if site is not None:
                 found.append(site)
     return found
+
+
+def tests_flag(decoder: Decoder, function: Function, offset: int, bit: int) -> bool:
+    """Whether a function tests a bit of a field at an offset, as the loop does with flags."""
+    bounds = decoder.image.bounds(function.address)
+    if bounds is None or not bit:
+        return False
+    held: set[str] = set()  # registers that hold the field
+    for insn in decoder.straight(*bounds):
+        fields = [op for op in insn.operands if isinstance(op, Mem) and op.disp == offset]
+        masks = [op for op in insn.operands if isinstance(op, Imm) and op.value & 0xFF == bit]
+        named = {op.name for op in insn.operands if isinstance(op, Reg)}
+        if insn.mnemonic in ("test", "and", "bt") and masks and (fields or named & held):
+            return True
+        if insn.mnemonic in ("mov", "movzx") and fields:
+            held |= insn.writes
+        else:
+            held -= insn.writes
+    return False
 
 
 def _calls_barrier(decoder: Decoder, insn: Insn) -> bool:

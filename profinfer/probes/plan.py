@@ -6,6 +6,7 @@ of BPF: a probe names a role, and the capture layer has a handler for each.
 
 from __future__ import annotations
 
+from collections import ChainMap
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -33,6 +34,7 @@ from profinfer.probes.operator_site import (
     find_loop_sites,
     functions_by_calls,
     loop_functions,
+    tests_flag,
 )
 from profinfer.probes.spec import Level, ProbeSpec
 
@@ -191,7 +193,8 @@ def make_plan(program: Program, level: str = "op") -> ProbePlan:
     """
     wanted = Level[level]
     facts = read_facts(program.images)
-    layout, why_not = choose_layout(facts)
+    functions = ChainMap(*(i.elf.functions for i in program.images))
+    layout, why_not = choose_layout(facts, functions)
     draft = _Draft(program.images)
     for spec in SPECS:
         if spec.level > wanted:
@@ -207,6 +210,8 @@ def make_plan(program: Program, level: str = "op") -> ProbePlan:
     ops = OpsPlan("none", why=f"level {level}")
     if wanted >= Level.op:
         ops = OpsPlan("none", why=why_not) if layout is None else draft.add_operators(layout)
+        if layout is not None and not draft.skips_unflagged and ops.mode == "site":
+            layout = layout.without("flags.compute")
         if ops.mode == "none":
             draft.skip("ggml_graph_compute_thread", "op.end", ops.why)
     return ProbePlan(
@@ -235,6 +240,7 @@ class _Draft:
         self.probes: list[Probe] = []
         self.skipped: list[Skipped] = []
         self.kernel = running_kernel()
+        self.skips_unflagged = False  # the loop passes over nodes without the flag COMPUTE
 
     def skip(self, function: str, role: str, reason: str) -> None:
         """Remember what is not probed."""
@@ -323,6 +329,12 @@ class _Draft:
                 continue
             sites = _loop_sites(image.decoder, offsets["n_nodes"], offsets["nodes"])
             if sites:
+                self.skips_unflagged = tests_flag(
+                    image.decoder,
+                    sites[0].function,
+                    layout.tensor["flags"],
+                    layout.flags.get("compute", 0),
+                )
                 return self._add_sites(image, sites)
             reasons.append(f"no graph loop could be proven in {image.elf.soname}")
         why = "; ".join(reasons) or "no image computes graphs on the CPU"
