@@ -175,12 +175,12 @@ class Decoder:
         for op in i.operands:
             if op.type == arm64_const.ARM64_OP_REG:
                 name = i.reg_name(op.reg)
-                operands.append(Reg(full_name(name), 4 if name.startswith("w") else 8))
+                operands.append(Reg(arm_name(name), 4 if name.startswith("w") else 8))
             elif op.type == arm64_const.ARM64_OP_IMM:
                 operands.append(Imm(op.imm))
             elif op.type == arm64_const.ARM64_OP_MEM:
-                base = full_name(i.reg_name(op.mem.base)) if op.mem.base else None
-                index = full_name(i.reg_name(op.mem.index)) if op.mem.index else None
+                base = arm_name(i.reg_name(op.mem.base)) if op.mem.base else None
+                index = arm_name(i.reg_name(op.mem.index)) if op.mem.index else None
                 operands.append(Mem(base, index, 1 << op.shift.value, op.mem.disp, 8))
         name = i.mnemonic
         flow = ""
@@ -199,8 +199,8 @@ class Decoder:
             target = operands[-1].value
         return self._insn(i, operands, flow, target, None)
 
-    @staticmethod
     def _insn(
+        self,
         i: capstone.CsInsn,
         operands: list[Operand],
         flow: str,
@@ -208,13 +208,14 @@ class Decoder:
         slot: int | None,
     ) -> Insn:
         _read, written = i.regs_access()
+        whole = full_name if self._x86 else arm_name
         return Insn(
             address=i.address,
             raw=bytes(i.bytes),
             mnemonic=i.mnemonic,
             text=f"{i.mnemonic} {i.op_str}".strip(),
             operands=tuple(operands),
-            writes=frozenset(full_name(i.reg_name(r)) for r in written),
+            writes=frozenset(whole(i.reg_name(r)) for r in written),
             flow=flow,
             target=target,
             slot=slot,
@@ -226,11 +227,7 @@ _LEGACY = {"a": "rax", "b": "rbx", "c": "rcx", "d": "rdx"}
 
 @lru_cache(maxsize=512)
 def full_name(name: str) -> str:
-    """The whole register a name is a part of: eax -> rax, r8d -> r8, sil -> rsi, w3 -> x3."""
-    if name[0] == "w" and name[1:].isdigit():
-        return "x" + name[1:]
-    if name in ("wzr", "wsp"):
-        return name[1:]
+    """The whole x86-64 register a name is a part of: eax -> rax, r8d -> r8, sil -> rsi."""
     if len(name) == 2 and name[0] in _LEGACY and name[1] in "xhl":
         return _LEGACY[name[0]]
     if name[0] == "e" and len(name) == 3:
@@ -241,3 +238,13 @@ def full_name(name: str) -> str:
     if name[0] == "r" and name[1:-1].isdigit() and name[-1] in "dwb":
         return name[:-1]
     return name
+
+
+_ARM_ALIASES = {"wzr": "xzr", "wsp": "sp", "fp": "x29", "lr": "x30"}
+
+
+def arm_name(name: str) -> str:
+    """The whole arm64 register a name is a part of: w3 -> x3."""
+    if name[0] == "w" and name[1:].isdigit():
+        return "x" + name[1:]
+    return _ARM_ALIASES.get(name, name)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 import struct
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -59,9 +59,9 @@ def read_facts(images: Sequence[EngineImage]) -> EngineFacts:
         for name in ("ggml_op_name", "ggml_unary_op_name", "ggml_glu_op_name")
         if (table := reader.name_table(name)) is not None
     }
-    names = {name: reader.names(*table, starts) for name, table in starts.items()}
+    names = {name: reader.names(table, starts.values()) for name, table in starts.items()}
     if names.get("ggml_op_name"):
-        where = starts["ggml_op_name"][0].elf.soname
+        where = starts["ggml_op_name"].image.elf.soname
         evidence["ops"] = f"table read by ggml_op_name() in {where}"
     types = reader.types(evidence)
     return EngineFacts(
@@ -74,6 +74,31 @@ def read_facts(images: Sequence[EngineImage]) -> EngineFacts:
         offsets=dict(reader.offsets()),
         evidence=evidence,
     )
+
+
+@dataclass(frozen=True)
+class NameTable:
+    """A table of strings: pointers, or (``base`` given) 32-bit distances from ``base``."""
+
+    image: EngineImage
+    address: int
+    base: int | None
+
+    @property
+    def step(self) -> int:
+        """Bytes an entry."""
+        return 8 if self.base is None else 4
+
+    def entry(self, at: int) -> str | None:
+        """The string of the entry at an address."""
+        if self.base is None:
+            pointer = self.image.elf.pointer(at)
+        else:
+            distance = _integer(self.image, at, 4)
+            if distance is None:
+                return None
+            pointer = self.base + distance - ((distance & 1 << 31) << 1)
+        return self.image.elf.cstring(pointer) if isinstance(pointer, int) else None
 
 
 class _Reader:
@@ -125,29 +150,36 @@ class _Reader:
             return image, address.const, address.terms[0][1], int(str(size))
         return None
 
-    def name_table(self, function: str) -> tuple[EngineImage, int] | None:
-        """(image, address) of a table of string pointers."""
+    def name_table(self, function: str) -> NameTable | None:
+        """The table of strings that a function reads."""
         found = self.table(function)
-        return (found[0], found[1]) if found and found[2] == 8 else None
+        if found and found[2] == 8:
+            return NameTable(found[0], found[1], None)
+        for image, value in self.results(function):
+            # clang: the table holds 32-bit distances from its own start.
+            if value.atom is None or value.atom[0] != "mem" or value.atom[2] != 4:
+                continue
+            address = Value(0, value.terms).load()
+            argument = ("reg", ARGUMENTS[image.elf.machine][0])
+            if address is not None and address.terms == ((argument, 4),):
+                return NameTable(image, address.const, value.const)
+        return None
 
-    def names(
-        self, image: EngineImage, address: int, others: dict[str, tuple[EngineImage, int]]
-    ) -> tuple[str, ...]:
-        """Strings of a pointer table.
+    def names(self, table: NameTable, others: Iterable[NameTable]) -> tuple[str, ...]:
+        """Strings of a table.
 
         It ends where its symbol says, at the next table, or at the first entry that is no name.
         """
-        size = image.elf.objects.get(address)
-        ends = {a for i, a in others.values() if i is image and a > address}
+        size = table.image.elf.objects.get(table.address)
+        ends = {t.address for t in others if t.image is table.image and t.address > table.address}
         found: list[str] = []
-        at = address
-        while (size is None or at < address + size) and at not in ends and len(found) < 512:
-            pointer = image.elf.pointer(at)
-            text = image.elf.cstring(pointer) if isinstance(pointer, int) else None
+        at = table.address
+        while (size is None or at < table.address + size) and at not in ends and len(found) < 512:
+            text = table.entry(at)
             if text is None or not _NAME.match(text):
                 break
             found.append(text)
-            at += 8
+            at += table.step
         return tuple(found)
 
     def types(self, evidence: dict[str, str]) -> tuple[dict[str, Any] | None, ...]:
@@ -227,8 +259,8 @@ def _returns_field(path: Path, argument: tuple[str, str], result: str) -> Iterat
 
 def _changes_field(path: Path, argument: tuple[str, str], _result: str) -> Iterator[int]:
     """``argument->field |= constant``."""
-    for insn, address, _size in path.loads:
-        if insn.mnemonic == "or" and address.atom == argument:
+    for address in path.state.memory:
+        if address.atom == argument:
             yield address.const
 
 
