@@ -6,19 +6,9 @@ Must not import rich or anything above.
 from __future__ import annotations
 
 from profinfer.analysis.result import Note
+from profinfer.model.losses import label
 from profinfer.model.selection import Selection
 from profinfer.model.trace import Trace
-
-LABELS = {
-    "lost_ops": "batches of operator records",
-    "lost_op_records": "operator records",
-    "no_slot": "operator records of threads beyond the table of threads",
-}
-
-
-def _label(key: str) -> str:
-    """``graph_begin records`` from ``lost_graph_begin``."""
-    return key.removeprefix("lost_") + " records"
 
 
 def losses(trace: Trace) -> list[Note]:
@@ -26,8 +16,8 @@ def losses(trace: Trace) -> list[Note]:
     found = {k: n for k, n in trace.losses.items() if n and k.startswith(("lost_", "no_slot"))}
     notes = []
     if found:
-        text = ", ".join(f"{n:,} {LABELS.get(k) or _label(k)}" for k, n in found.items())
-        notes.append(Note("warning", f"events were lost while recording: {text}"))
+        text = ", ".join(f"{n:,} {label(k)}" for k, n in found.items())
+        notes.append(Note("warning", f"while recording: {text}"))
     elif trace.losses["missing_batches"]:
         text = f"{trace.losses['missing_batches']:,} batches of operator records are missing"
         notes.append(Note("warning", text))

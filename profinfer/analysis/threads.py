@@ -23,7 +23,7 @@ COLUMNS = (
     Column("ops", "operators", "count", "Operators that it took part in."),
     Column("compute_ns", "compute", "ns", "Computing."),
     Column("wait_ns", "wait", "ns", "Waiting in barriers for other threads."),
-    Column("gap_ns", "gap", "ns", "In the graphs, but in no operator: starting and leaving."),
+    Column("gap_ns", "gap", "ns", "In complete graphs, but in no operator: starting and leaving."),
     Column("wait_share", "wait", "ratio", "Waiting as a part of computing and waiting."),
     Column("share", "share", "ratio", "Part of all threads' computing.", bar=True),
 )
@@ -38,7 +38,10 @@ def threads(trace: Trace, selection: Selection) -> Result:
     every = trace.threads["tid"].to_numpy()
     at = np.searchsorted(every, ops["tid"].to_numpy())
     counts = np.bincount(at[chosen], minlength=len(every))
-    spent = _summed(at, ops, "begin_ns", "release_ns", chosen, len(every))
+    # Gaps of torn graphs are not gaps but what is missing.
+    sound = trace.graphs["complete"].to_numpy() & selection.graphs
+    in_sound = chosen & sound[ops["graph_id"].to_numpy()]
+    spent = _summed(at, ops, "begin_ns", "release_ns", in_sound, len(every))
     chosen &= ops["complete"].to_numpy()
     compute = _summed(at, ops, "begin_ns", "end_ns", chosen, len(every))
     wait = _summed(at, ops, "end_ns", "release_ns", chosen, len(every))
@@ -51,7 +54,7 @@ def threads(trace: Trace, selection: Selection) -> Result:
     gap = np.zeros(len(ids), np.int64)
     if not selection.narrowed:
         visits = trace.visits
-        mine = (visits.graph >= 0) & np.r_[selection.graphs, False][visits.graph]
+        mine = (visits.graph >= 0) & np.r_[sound, False][visits.graph]
         seen = np.unique(np.c_[visits.tid, visits.graph][mine], axis=0)
         length = (trace.graphs["end_ns"] - trace.graphs["begin_ns"]).to_numpy()
         known = np.isin(seen[:, 0], ids)

@@ -227,7 +227,7 @@ def _by_layer(trace: Trace, selection: Selection) -> Result:
 
 
 def _print(results: list[Result]) -> None:
-    """To stdout. What is lost or incomplete stands under every view, other notes once."""
+    """To stdout. Each note once, but every view that something is missing from says so."""
     from rich.console import Console
 
     from profinfer.analysis.result import Note
@@ -240,11 +240,17 @@ def _print(results: list[Result]) -> None:
             console.print()
         if result.name == "self_check":
             well = all(n.severity == "info" for n in result.notes)
-            said_so = Note("info", f"Self-check: all well. {_sentence(result)}")
-            for line in note_lines((said_so,) if well else result.notes, console.width):
+            told = result.notes
+            if well:
+                told = (Note("info", f"Self-check: all well. {_sentence(result)}"),)
+            else:
+                console.print("Self-check: not all is well", style="bold")
+            for line in note_lines(told, console.width):
                 console.print(line)
             continue
-        fresh = tuple(n for n in result.notes if n.severity != "info" or n.text not in said)
+        fresh = [n for n in result.notes if n.text not in said]
+        if any(n.severity != "info" and n.text in said for n in result.notes):
+            fresh.append(Note("warning", "not everything was recorded, see the warnings above"))
         said |= {n.text for n in result.notes}
         console.print(render(result, console, footer=False))
         for line in note_lines(fresh, console.width):

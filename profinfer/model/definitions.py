@@ -23,6 +23,7 @@ I64 = npt.NDArray[np.int64]
 
 NONE = -1  # no source in this slot
 MISSING = -2  # an address was named, but its tensor was never read
+MAX_NODES = 1 << 20  # far beyond any graph that the kernel's walk can read
 USAGE_WEIGHTS = 1  # GGML_BACKEND_BUFFER_USAGE_WEIGHTS
 WEIGHT_SUFFIXES = (b".weight", b".bias")
 
@@ -147,6 +148,8 @@ class _Walk:
         """Lay one PTRS record over the pointer array of its graph."""
         cgraph, first, n = int(record["cgraph"]), int(record["first"]), int(record["n"])
         n = min(n, schema.PTRS_PER_RECORD)
+        if first + n > MAX_NODES:
+            return  # a damaged record: its graph stays without a definition, which is counted
         known = self.pointers.get(cgraph)
         if known is None or len(known) < first + n:
             grown = np.zeros(first + n, np.uint64)

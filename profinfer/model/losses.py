@@ -16,6 +16,25 @@ from profinfer.tracefile import schema
 from profinfer.tracefile.reader import TraceReader
 from profinfer.tracefile.schema import Kind
 
+_LABELS = {
+    "lost_ops": "batches of operator records lost",
+    "lost_op_records": "operator records lost",
+    "missing_ops": "batches of operator records not in the file",
+    "missing_batches": "batches of operator records missing",
+    "no_slot": "records of threads beyond the table of threads",
+    "unreadable": "structs that could not be read",
+    "too_many_nodes": "graphs with too many nodes to read",
+}
+
+
+def label(key: str) -> str:
+    """A key of the losses in words, to stand behind its number."""
+    if key in _LABELS:
+        return _LABELS[key]
+    what, _, kind = key.partition("_")
+    endings = {"lost": f"{kind} records lost", "missing": f"{kind} records not in the file"}
+    return endings.get(what, key.replace("_", " "))
+
 
 def _counter(reader: TraceReader, slot: int) -> int:
     return reader.counters[slot] if slot < len(reader.counters) else 0

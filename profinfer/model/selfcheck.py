@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from profinfer.model.losses import label
 from profinfer.model.trace import Trace
 
 # Below this share a graph's wall time is not explained by its operators and gaps.
@@ -76,8 +77,8 @@ def _lost(trace: Trace) -> Check:
     lost |= {
         k: trace.losses[k] for k in ("no_slot", "unreadable", "too_many_nodes") if trace.losses[k]
     }
-    text = ", ".join(f"{n:,} {k.replace('_', ' ')}" for k, n in lost.items())
-    return Check("losses", not lost, f"records are missing: {text}" if lost else "nothing lost")
+    text = ", ".join(f"{n:,} {label(k)}" for k, n in lost.items())
+    return Check("losses", not lost, text if lost else "nothing lost")
 
 
 def _counted(trace: Trace, name: str, good: str, bad: dict[str, str], severity: str) -> Check:

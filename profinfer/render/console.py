@@ -219,8 +219,7 @@ def _table(result: Result, width: int) -> list[Text]:
         lines.append(_line([c.cells[row] for c in columns], columns, widths, bar, bars, "default"))
     if result.total is not None and len(result.frame) > 1:
         cells = [c.total for c in columns]
-        if columns[0].left:
-            cells[0] = "total"
+        cells[0] = next((w for w in ("total", "sum") if len(w) <= widths[0]), "")
         lines.append(_line(cells, columns, widths, bar, None, "bold"))
     return lines
 

@@ -126,14 +126,10 @@ def test_older_engines_pass_a_barrier_after_empty_nodes_too(tmp_path: Path) -> N
 def test_a_lost_batch_tears_only_what_it_took(tmp_path: Path) -> None:
     builder = TraceBuilder()
     graph = llama_graph(layers=40)  # more operators than a batch holds
-    truths = []
-    for number in range(3):
-        truths.append(
-            builder.run_graph(
-                graph, begin=100_000_000 * (number + 1), compute=uneven,
-                lose_batch=0 if number == 1 else None,
-            )
-        )  # fmt: skip
+    truths = [
+        builder.run_graph(graph, begin=begin, compute=uneven, lose_batch=lose)
+        for begin, lose in ((100_000_000, None), (200_000_000, 0), (300_000_000, None))
+    ]
     trace = opened(builder, tmp_path)
     assert trace.losses["missing_batches"] == 1
     assert trace.graphs["complete"].tolist() == [True, False, True]

@@ -1,0 +1,65 @@
+"""Writes the small traces of this folder. Deterministic: the same code gives the same bytes.
+
+Run: python tests/golden/make.py (``make golden`` rewrites the texts).
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parent))
+sys.path.insert(0, str(HERE.parent.parent))
+
+from builders import TraceBuilder, llama_graph, sample_run  # noqa: E402
+
+
+def takes(node: int, thread: int) -> int:
+    """Some nanoseconds; the second thread is a little slower on every third node."""
+    return 40_000 + 7_000 * (node % 11) + 9_000 * thread * (node % 3 == 0)
+
+
+def generation() -> bytes:
+    """A warm-up, a prompt of 12 tokens, 5 decoded tokens, 2 threads, 17 layers, fused norms."""
+    run = sample_run(decode_tokens=5, prompt_tokens=12, layers=17, compute=takes, fuse_norms=True)
+    return run.builder.bytes()
+
+
+def pair() -> bytes:
+    """Mode "pair", one thread."""
+    run = sample_run(layers=2, compute=takes, tids=(77,), plan={"ops": {"mode": "pair"}})
+    return run.builder.bytes()
+
+
+def lossy() -> bytes:
+    """One batch refused by the ring, no trailer but a count of losses."""
+    builder = TraceBuilder()
+    graph = llama_graph(layers=40)
+    ts = 1_000_000_000
+    for number in range(4):
+        builder.call_begin(77, ts, n_tokens=1 if number else 5, pos_first=number * 5)
+        truth = builder.run_graph(
+            graph, begin=ts + 500, compute=takes, lose_batch=0 if number == 2 else None
+        )
+        ts = truth.end_ns + 300
+        builder.call_end(77, ts)
+        ts += 20_000
+    builder.loss(ts)
+    return builder.bytes(trailer=False)
+
+
+TRACES = {"generation": generation, "pair": pair, "lossy": lossy}
+
+
+def main() -> None:
+    """Write them all."""
+    from builders import Node
+
+    for name, make in TRACES.items():
+        Node._next_addr = 0x7F00_0000_0000
+        (HERE / f"{name}.pf").write_bytes(make())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,64 @@
+"""What the report prints, to the letter. ``make golden`` rewrites it; read the diff."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+from builders import Node
+
+from profinfer.cli import run
+from profinfer.cli.report import command
+
+HERE = Path(__file__).resolve().parent
+Golden = Callable[[str, str | bytes], None]
+
+
+def _make() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("golden_make", HERE / "make.py")
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+MAKE = _make()
+REPORTS = {
+    "generation.report.txt": ("generation", []),
+    "generation.node.txt": ("generation", ["--by", "node", "--op", "MUL_MAT", "--top", "12"]),
+    "generation.layer.txt": ("generation", ["--by", "layer", "--phase", "decode"]),
+    "generation.token.txt": ("generation", ["--by", "token", "--warmup"]),
+    "generation.shape.csv": (
+        "generation",
+        ["--by", "shape", "--phase", "decode", "--format", "csv"],
+    ),
+    "generation.json": ("generation", ["--by", "op", "--phase", "decode", "--format", "json"]),
+    "pair.report.txt": ("pair", []),
+    "lossy.report.txt": ("lossy", []),
+}
+
+
+@pytest.mark.parametrize("name", MAKE.TRACES)
+def test_traces_are_what_make_makes(name: str, golden: Golden) -> None:
+    Node._next_addr = 0x7F00_0000_0000
+    golden(f"{name}.pf", MAKE.TRACES[name]())
+
+
+@pytest.mark.parametrize("name", REPORTS)
+def test_report(
+    name: str,
+    golden: Golden,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    trace, args = REPORTS[name]
+    monkeypatch.chdir(HERE)  # the path is part of the text
+    assert run(command, [f"{trace}.pf", *args]) == 0
+    said = capsys.readouterr()
+    assert said.err == ""
+    if name.endswith(".txt"):
+        assert max(map(len, said.out.splitlines())) <= 80
+    golden(name, said.out)
