@@ -126,6 +126,13 @@ def test_pairs_where_the_loop_is_not_proven(tmp_path: Path) -> None:
     assert {"op.begin", "op.barrier"} <= set(by_role(plan))
 
 
+def test_no_pairs_where_the_barrier_is_inlined(tmp_path: Path) -> None:
+    source = NO_LOOP.replace("ggml_barrier(g); return", "*(int *)g = 1; return")
+    plan = plan_of(engine_without_loop(tmp_path, source))
+    assert plan.ops.mode == "none" and "does not call ggml_barrier" in plan.ops.why
+    assert not any(p.role.startswith("op.") for p in plan.probes)
+
+
 def test_no_operators_and_why(tmp_path: Path) -> None:
     plan = plan_of(engine_without_loop(tmp_path, "int ggml_graph_compute(void *g) { return !g; }"))
     assert plan.ops.mode == "none" and "no function" in plan.ops.why

@@ -1,0 +1,240 @@
+"""Layer 2: a plan in the making: finds functions, chooses instructions, remembers what failed.
+
+Owns the choice between the ways to see operators. ``plan`` decides what is asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from profinfer.elf.calls import calls_to
+from profinfer.elf.disasm import Decoder
+from profinfer.elf.emulation import running_kernel
+from profinfer.elf.modules import EngineImage
+from profinfer.elf.sites import Site, at_insn, entry_site
+from profinfer.elf.symbols import Function
+from profinfer.engine.catalog import Layout
+from profinfer.probes.catalog import FUSED_ENTRIES, OPERATOR_ENTRY
+from profinfer.probes.cost import hit_cost
+from profinfer.probes.operator_site import (
+    BARRIER,
+    Location,
+    LoopSite,
+    find_loop_sites,
+    functions_by_calls,
+    loop_functions,
+    tests_flag,
+)
+from profinfer.probes.parts import OpsPlan, Probe, Skipped
+from profinfer.probes.spec import ProbeSpec
+
+
+class Draft:
+    """The plan being made."""
+
+    def __init__(self, images: Sequence[EngineImage]) -> None:
+        self.images = images
+        self.probes: list[Probe] = []
+        self.skipped: list[Skipped] = []
+        self.kernel = running_kernel()
+        self.skips_unflagged = False  # the loop passes over nodes without the flag COMPUTE
+
+    def skip(self, function: str, role: str, reason: str) -> None:
+        """Remember what is not probed."""
+        self.skipped.append(Skipped(function, role, reason))
+
+    def find(self, name: str) -> Iterator[tuple[EngineImage, Function]]:
+        """Functions of this name, or beginning with it (``prefix*``), in all images."""
+        for image in self.images:
+            if name.endswith("*"):
+                for f in image.elf.functions.values():
+                    if f.name.startswith(name[:-1]) and "." not in f.name:
+                        yield image, f
+            elif exact := image.elf.function(name):
+                yield image, exact
+
+    def add_spec(self, spec: ProbeSpec) -> None:
+        """Probe what a spec names, or remember why not."""
+        found = False
+        for name in spec.names:
+            for image, f in self.find(name):
+                site = entry_site(
+                    image.decoder,
+                    f.address,
+                    arguments=spec.arguments,
+                    returns=spec.returns,
+                    stack_arguments=spec.stack_arguments,
+                    kernel=self.kernel,
+                )
+                self.add(spec.role, image, f.name, site)
+                if spec.returns:
+                    self.add(spec.role, image, f.name, site, kind="uretprobe")
+                found = True
+                break
+            else:
+                if spec.every:
+                    self.skip(name.rstrip("*"), spec.role, "the program has no such function")
+            if found and not spec.every:
+                return
+        if not found and not spec.every:
+            self.skip(spec.names[0], spec.role, "the program has no such function")
+
+    def add(
+        self,
+        role: str,
+        image: EngineImage,
+        function: str,
+        site: Site,
+        kind: str = "uprobe",
+        index: Location | None = None,
+        cgraph: Location | None = None,
+        index_add: int = 0,
+    ) -> Probe:
+        """Append one probe."""
+        probe = Probe(
+            id=len(self.probes),
+            role=role,
+            function=function,
+            image=image.elf.soname,
+            path=str(image.elf.path),
+            address=site.address,
+            offset=site.offset,
+            kind=kind,
+            insn=site.insn,
+            emulated=site.emulated,
+            # A second probe on the same instruction shares its trap.
+            cost_ns=hit_cost(site.emulated, kind, shared=self._occupied(image, site)),
+            stack_delta=site.stack_delta,
+            index=index,
+            cgraph=cgraph,
+            index_add=index_add,
+        )
+        self.probes.append(probe)
+        return probe
+
+    def _occupied(self, image: EngineImage, site: Site) -> bool:
+        path = str(image.elf.path)
+        return any(p.path == path and p.address == site.address for p in self.probes)
+
+    # --- operators ------------------------------------------------------------------------
+    def add_operators(self, layout: Layout) -> OpsPlan:
+        """Operator probes: the loop's own barrier call if proven, else begins and barriers."""
+        offsets = layout.cgraph
+        reasons: list[str] = []
+        for image in self.images:
+            if "ggml-cpu" not in image.roles:
+                continue
+            sites = _loop_sites(image.decoder, offsets["n_nodes"], offsets["nodes"])
+            if sites:
+                self.skips_unflagged = tests_flag(
+                    image.decoder,
+                    sites[0].function,
+                    layout.tensor["flags"],
+                    layout.flags.get("compute", 0),
+                )
+                return self._add_sites(image, sites)
+            reasons.append(f"no graph loop could be proven in {image.elf.soname}")
+        why = "; ".join(reasons) or "no image computes graphs on the CPU"
+        return self._add_pair(why)
+
+    def _add_sites(self, image: EngineImage, sites: list[LoopSite]) -> OpsPlan:
+        bias = sites[0].bias
+        cost = 0
+        for entry in sorted({s.entry for s in sites}):
+            here = [s for s in sites if s.entry == entry]
+            name = here[0].function.name
+            # A loop inlined into a worker's own loop is not entered once a graph.
+            once = here[0].function.base != "ggml_graph_compute_secondary_thread"
+            if once:
+                enter = entry_site(image.decoder, entry, kernel=self.kernel)
+                self.add("op.enter", image, name, enter)
+            else:
+                self.skip(name, "op.enter", "the graph loop is inlined into the worker's loop")
+            for s in here:
+                probe = self.add(
+                    "op.end",
+                    image,
+                    name,
+                    at_insn(image.decoder, s.end, kernel=self.kernel, stack_delta=None),
+                    index=s.index,
+                    cgraph=s.cgraph,
+                    index_add=bias - s.bias,
+                )
+                cost = max(cost, probe.cost_ns)
+            leaves = {s.leave for s in here if s.leave is not None}
+            for leave in sorted(leaves):
+                site = at_insn(image.decoder, leave, kernel=self.kernel, stack_delta=None)
+                self.add("op.leave", image, name, site)
+            if not leaves and once:  # engines without a barrier after the loop
+                back = entry_site(image.decoder, entry, returns=True, kernel=self.kernel)
+                self.add("op.leave", image, name, back, kind="uretprobe")
+        return OpsPlan(
+            mode="site",
+            bias=bias,
+            barrier_always=all(s.barrier_always for s in sites),
+            why=sites[0].proof,
+            cost_ns=cost,
+        )
+
+    def _add_pair(self, why: str) -> OpsPlan:
+        begins: list[Probe] = []
+        for name in OPERATOR_ENTRY:
+            for image, f in self.find(name):
+                site = entry_site(image.decoder, f.address, arguments=2, kernel=self.kernel)
+                begins.append(self.add("op.begin", image, f.name, site))
+            if begins:
+                break
+        barrier = next(self.find(BARRIER), None)
+        if not begins or barrier is None:
+            missing = OPERATOR_ENTRY[-1] if not begins else BARRIER
+            self.probes = [p for p in self.probes if p not in begins]
+            return OpsPlan("none", why=f"{why}; and the program has no function {missing}")
+        image, f = barrier
+        if not _waits_by_call(image):
+            # clang inlines the barrier: its entry would never be hit, waits would count as work.
+            self.probes = [p for p in self.probes if p not in begins]
+            return OpsPlan("none", why=f"{why}; and the loop does not call {BARRIER}")
+        for name in FUSED_ENTRIES:
+            for image, f in self.find(name):
+                site = entry_site(image.decoder, f.address, arguments=2, kernel=self.kernel)
+                self.add("op.begin", image, f.name, site)
+        last = self.add(
+            "op.barrier", image, f.name, entry_site(image.decoder, f.address, kernel=self.kernel)
+        )
+        for entry in _thread_entries(image):
+            enter = entry_site(image.decoder, entry.address, returns=True, kernel=self.kernel)
+            self.add("op.enter", image, entry.name, enter)
+            self.add("op.leave", image, entry.name, enter, kind="uretprobe")
+        return OpsPlan("pair", why=why, cost_ns=begins[0].cost_ns + last.cost_ns)
+
+
+def _loop_sites(decoder: Decoder, n_nodes: int, nodes: int) -> list[LoopSite]:
+    """Proven loop sites, in functions of the known names, else in any that calls barriers."""
+    tried: set[int] = set()
+    for candidates in (loop_functions, lambda _image: functions_by_calls(decoder, BARRIER)):
+        found: list[LoopSite] = []
+        for f in candidates(decoder.image):
+            if f.address not in tried:
+                tried.add(f.address)
+                found += find_loop_sites(decoder, f, n_nodes=n_nodes, nodes=nodes)
+        if found:
+            return found
+    return []
+
+
+def _waits_by_call(image: EngineImage) -> bool:
+    """Whether some function that may be the graph loop calls the barrier."""
+    named = loop_functions(image.elf)
+    spans = [bounds for f in named if (bounds := image.elf.bounds(f.address))]
+    if any(next(calls_to(image.elf, BARRIER, *span), None) is not None for span in spans):
+        return True
+    return bool(functions_by_calls(image.decoder, BARRIER))
+
+
+def _thread_entries(image: EngineImage) -> list[Function]:
+    """Functions that each thread runs once a graph, for mode pair."""
+    return [
+        f
+        for f in loop_functions(image.elf)
+        if f.base == "ggml_graph_compute_thread" or "._omp_fn" in f.name
+    ][:1]
