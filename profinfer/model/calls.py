@@ -183,10 +183,10 @@ def _in_warmup(
     """Calls that only warm the context up.
 
     They lie between llama_set_warmup(on) and (off), or before a reset of the context's own
-    performance counters without anything having been sampled since the reset before.
+    performance counters without its thread having sampled anything since the reset before.
     """
     marks = records.rows[Kind.WARMUP]
-    sampled = np.sort(int64(records.rows[Kind.SAMPLE_BEGIN]["ts"]))
+    samples = records.rows[Kind.SAMPLE_BEGIN]
     out = np.zeros(len(ctx), bool)
     for one in np.unique(marks["ctx"]):
         mine = np.sort(marks[marks["ctx"] == one], order="ts")
@@ -196,7 +196,9 @@ def _in_warmup(
             at = np.searchsorted(int64(switches["ts"]), begin, side="right") - 1
             out |= (ctx == one) & (at >= 0) & (switches["value"][at] == schema.WARMUP_ON)
         since = 0
-        for ts in int64(mine["ts"][reset]).tolist():
+        for tid, ts in zip(mine["tid"][reset].tolist(), mine["ts"][reset].tolist(), strict=True):
+            # Other contexts may sample meanwhile, on threads of their own.
+            sampled = np.sort(int64(samples["ts"][samples["tid"] == tid]))
             if np.searchsorted(sampled, since) == np.searchsorted(sampled, ts):
                 out |= (ctx == one) & (begin >= since) & (end <= ts)
             since = ts

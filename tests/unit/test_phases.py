@@ -102,6 +102,15 @@ def test_warm_up_before_a_reset(tmp_path: Path) -> None:
     assert [p for p, _, _ in run.phases(tmp_path)] == ["warmup", "prefill", "decode", "prefill"]
 
 
+def test_another_threads_sampling_does_not_make_a_warm_up_real(tmp_path: Path) -> None:
+    run = Calls()
+    run.call(2, 0, ctx=1)
+    run.builder.sample_begin(99, run.ts)
+    run.builder.sample_end(99, run.ts + 10)
+    run.builder.warmup(77, run.ts + 20, RESET, ctx=1)
+    assert [p for p, _, _ in run.phases(tmp_path)] == ["warmup"]
+
+
 def test_reset_of_another_context_says_nothing(tmp_path: Path) -> None:
     run = Calls()
     run.call(2, 0, ctx=1)
