@@ -11,7 +11,7 @@ SETUP := @tools/setup.sh
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format types unit golden-check golden test-bpf e2e setup python models \
+.PHONY: help demo examples test lint format types unit golden-check golden test-bpf e2e setup python models \
 	clean clean-cache
 
 help: ## show this list
@@ -24,7 +24,7 @@ demo: setup ## record a real SmolLM2 run, print its report, write its Perfetto t
 define LINT
 $(PY) -m ruff check .
 $(PY) -m ruff format --check .
-@for script in tools/*.sh .ci/run; do bash -n $$script || exit 1; done
+@for script in tools/*.sh examples/*.sh .ci/run; do bash -n $$script || exit 1; done
 endef
 TYPES := $(PY) -m mypy
 
@@ -54,6 +54,8 @@ setup: ## packages, virtual environment, llama.cpp, model; seconds when already 
 	$(SETUP) apt python llama model
 python:
 	$(SETUP) apt python
+examples: setup ## run the examples again and keep their output in examples/*.txt
+	@tools/make_examples.sh
 models: python ## write the tiny test models to ./models
 	$(PY) tools/make_models.py models
 

@@ -2,6 +2,23 @@
 
 from __future__ import annotations
 
+import os
+from typing import TYPE_CHECKING
+
 from profinfer._version import __version__
 
-__all__ = ["__version__"]
+if TYPE_CHECKING:
+    from profinfer.model.trace import Trace
+
+__all__ = ["__version__", "open_trace"]
+
+
+def open_trace(path: str | os.PathLike[str]) -> Trace:
+    """Open a recorded trace; its tables are pandas DataFrames (``docs/metrics.md``).
+
+    Raises:
+        ProfinferError: the file is not a readable trace.
+    """
+    from profinfer.model.trace import Trace  # pandas, only when it is needed
+
+    return Trace.open(path)

@@ -165,10 +165,8 @@ def _finish(result: RecordResult, plan: ProbePlan, output: Path) -> int:
         parts.append(f"{format_count(result.graphs)} graphs")
     if plan.level == "op":
         parts.append(f"{format_count(result.operators)} operator records")
-    click.echo(
-        f"profinfer: wrote {output} ({format_bytes(result.size)}): {', '.join(parts)}, {lost}",
-        err=True,
-    )
+    click.echo(f"profinfer: wrote {output} ({format_bytes(result.size)})", err=True)
+    click.echo(f"  {', '.join(parts)}, {lost}", err=True)
     if result.lost:
         click.echo("  try: --ring-size 64M, or a lower --level", err=True)
     click.echo(f"  next: profinfer report {output}", err=True)
