@@ -124,7 +124,7 @@ def record(plan: ProbePlan, options: RecordOptions) -> RecordResult:
             return recording.run()
         finally:
             ring.close()
-            program.detach_all()
+            program.release()
 
 
 def rehearse(plan: ProbePlan, options: RecordOptions) -> None:
