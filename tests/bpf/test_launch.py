@@ -111,6 +111,41 @@ def test_no_inference(tmp_path: Path, fake_ggml: Path, run_profinfer) -> None:
     one_clear_line(report)
 
 
+def test_target_runs_as_the_user_behind_sudo(fake_ggml: Path) -> None:
+    """The target drops root, and the trace belongs to the user."""
+    folder = Path("/tmp/pf_sudo")
+    shutil.copytree(fake_ggml.parent, folder, dirs_exist_ok=True)
+    folder.chmod(0o777)
+    try:
+        result = subprocess.run(
+            [sys.executable, "-m", "profinfer", "record", "-o", folder / "t.pf", "--"]
+            + [folder / "fake_ggml", "--tokens", "1", "--out", folder / "truth.json"],
+            env=os.environ | {"PYTHONPATH": str(REPO), "SUDO_UID": "65534", "SUDO_GID": "65534"},
+            capture_output=True,
+            text=True,
+        )
+        assert result.returncode == 0, result.stderr
+        assert (folder / "truth.json").stat().st_uid == 65534
+        assert (folder / "truth.json").stat().st_gid == 65534
+        assert (folder / "t.pf").stat().st_uid == 65534
+        assert len(Trace.open(folder / "t.pf").calls) == 3
+    finally:
+        shutil.rmtree(folder)
+
+
+def test_progress_line(tmp_path: Path, fake_ggml: Path, run_profinfer) -> None:
+    out = tmp_path / "t.pf"
+    command = [fake_ggml, "--seconds", "1.5", "--out", "/dev/null"]
+    result = run_profinfer("record", "--progress", "-o", out, "--", *command)
+    assert result.returncode == 0
+    lines = [ln for ln in result.stderr.splitlines() if " events/s" in ln]
+    assert len(lines) >= 3
+    assert "none lost" in lines[-1]
+    # Not where it would spoil something: a pipe, unless asked for.
+    quiet = run_profinfer("record", "--force", "-o", out, "--", *command)
+    assert "events/s" not in quiet.stderr
+
+
 # --- signals --------------------------------------------------------------------------------
 
 
