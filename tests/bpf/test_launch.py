@@ -118,8 +118,20 @@ def test_target_runs_as_the_user_behind_sudo(fake_ggml: Path) -> None:
     folder.chmod(0o777)
     try:
         result = subprocess.run(
-            [sys.executable, "-m", "profinfer", "record", "-o", folder / "t.pf", "--"]
-            + [folder / "fake_ggml", "--tokens", "1", "--out", folder / "truth.json"],
+            [
+                sys.executable,
+                "-m",
+                "profinfer",
+                "record",
+                "-o",
+                folder / "t.pf",
+                "--",
+                folder / "fake_ggml",
+                "--tokens",
+                "1",
+                "--out",
+                folder / "truth.json",
+            ],
             env=os.environ | {"PYTHONPATH": str(REPO), "SUDO_UID": "65534", "SUDO_GID": "65534"},
             capture_output=True,
             text=True,
