@@ -9,12 +9,12 @@ static __always_inline void pf_flush(struct pf_slot *s, u16 flags)
         return;
     s->head.h.flags = flags;
     u64 size = sizeof(struct pf_ops) + n * sizeof(struct pf_op);
-    if (pf_emit(s, size, PF_OPS))
-        pf_count(PF_CNT_OP_LOST, n);
-    else
-        pf_count(PF_CNT_OP_RECORDS, n);
-    s->head.seq++; /* also when lost: the gap shows which thread lost a batch, and when */
+    long err = pf_emit(s, size, PF_OPS);
     s->head.n = 0;
+    if (err == PF_PAUSED)
+        return;
+    pf_count(err ? PF_CNT_OP_LOST : PF_CNT_OP_RECORDS, n);
+    s->head.seq++; /* also when lost: the gap shows which thread lost a batch, and when */
 }
 
 static __always_inline void pf_op_add(struct pf_slot *s, u64 now, u32 what)

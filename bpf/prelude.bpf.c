@@ -27,9 +27,24 @@ static __always_inline void pf_count(u32 slot, u64 n)
         lock_xadd(c, n); /* atomic: the program can be preempted between load and store */
 }
 
-/* Nobody is woken: the recorder drains in bulk on its own clock. */
+/* Not zero: nothing is recorded. A process that runs already is recorded from the moment that all
+ * probes are in place until the moment before the first is removed. */
+BPF_ARRAY(paused, u64, 1);
+#define PF_PAUSED 1
+
+static __always_inline int pf_is_paused(void)
+{
+    u32 zero = 0;
+    u64 *p = paused.lookup(&zero);
+    return p && *p;
+}
+
+/* Nobody is woken: the recorder drains in bulk on its own clock. What is not recorded because of a
+ * pause is an error to the caller (a definition must be sent later), but no loss. */
 static __always_inline long pf_emit(void *rec, u64 size, u32 kind)
 {
+    if (pf_is_paused())
+        return PF_PAUSED;
     long err = ring.ringbuf_output(rec, size, BPF_RB_NO_WAKEUP);
     pf_count(err ? PF_CNT_LOST + kind : PF_CNT_SENT + kind, 1);
     return err;
@@ -48,7 +63,7 @@ static __always_inline struct pf_slot *pf_slot_new(u32 tid)
 {
     u32 zero = 0;
     struct pf_slot *empty = zero_slot.lookup(&zero);
-    if (!empty)
+    if (!empty || pf_is_paused()) /* a thread is named when its slot is made */
         return 0;
     slots.update(&tid, empty);
     struct pf_thread t = {};
@@ -64,7 +79,7 @@ static __always_inline struct pf_slot *pf_slot_get(void)
     struct pf_slot *s = slots.lookup(&tid);
     if (!s)
         s = pf_slot_new(tid);
-    if (!s)
+    if (!s && !pf_is_paused())
         pf_count(PF_CNT_NO_SLOT, 1);
     return s;
 }

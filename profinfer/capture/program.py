@@ -192,6 +192,14 @@ class Program:
         values = self._bpf[table]
         return [sum(values[ctypes.c_int(i)]) for i in range(count)]
 
+    def array(self, table: str, count: int) -> list[int]:
+        """The first entries of an array of 64-bit numbers."""
+        return [int(self._bpf[table][ctypes.c_int(i)].value) for i in range(count)]
+
+    def set_array(self, table: str, index: int, value: int) -> None:
+        """Write one entry of an array of 64-bit numbers."""
+        self._bpf[table][ctypes.c_int(index)] = ctypes.c_ulonglong(value)
+
     def values(self, table: str) -> list[bytes]:
         """Every value of a hash map, as raw bytes."""
         return [bytes(value) for value in self._bpf[table].values()]

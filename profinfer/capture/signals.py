@@ -7,15 +7,18 @@ recorder alone (which must be passed on).
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 from types import TracebackType
 
-_WATCHED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+# A child that stops or ends wakes the recorder at once.
+_WATCHED = (*_ENDING, signal.SIGCHLD)
 
 
 class SignalWatch:
-    """Context manager that blocks SIGINT, SIGTERM and SIGHUP and hands them out one by one."""
+    """Context manager that blocks the watched signals and hands them out one by one."""
 
     def __enter__(self) -> SignalWatch:
         self._before = signal.pthread_sigmask(signal.SIG_BLOCK, _WATCHED)
@@ -28,23 +31,26 @@ class SignalWatch:
         tb: TracebackType | None,
     ) -> None:
         # What is still pending has had its effect: the recording is over.
-        while self.next() is not None:
+        while signal.sigtimedwait(_WATCHED, 0) is not None:
             pass
         signal.pthread_sigmask(signal.SIG_SETMASK, self._before)
 
-    def next(self) -> signal.struct_siginfo | None:
-        """The next signal that came in, or None."""
-        return signal.sigtimedwait(_WATCHED, 0)
+    def wait(self, timeout_s: float) -> signal.struct_siginfo | None:
+        """Sleep until a child changes, a signal asks for the end, or the time is over.
+
+        Returns:
+            The signal if it asks for the end, else None.
+        """
+        info = signal.sigtimedwait(_WATCHED, timeout_s)
+        return info if info is not None and info.si_signo in _ENDING else None
 
 
 def pass_on(info: signal.struct_siginfo, pid: int) -> None:
     """Give a signal to the target unless the terminal has done so already."""
     from_terminal = info.si_pid == 0 and info.si_signo in (signal.SIGINT, signal.SIGHUP)
     if not from_terminal:
-        try:
+        with contextlib.suppress(ProcessLookupError):  # it ended by itself meanwhile
             os.kill(pid, info.si_signo)
-        except ProcessLookupError:
-            pass  # it ended by itself meanwhile
 
 
 def unblock_for_child() -> None:

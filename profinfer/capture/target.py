@@ -6,6 +6,7 @@ Owns fork, gate, privileges and exit status. Knows nothing of BPF.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import pwd
 import select
@@ -17,11 +18,12 @@ from profinfer.capture.signals import unblock_for_child
 from profinfer.errors import TargetError
 
 _ERRNO_BYTES = 4
+_PR_SET_PDEATHSIG = 1
 
 
 @dataclass(frozen=True)
 class ExitStatus:
-    """How a process ended: exactly one of the two is set."""
+    """How a process ended; both are None for a process that is not our child."""
 
     code: int | None
     signal: int | None
@@ -29,13 +31,15 @@ class ExitStatus:
     @property
     def as_exit_code(self) -> int:
         """The shell's convention: 128 + signal for a killed process."""
-        return self.code if self.code is not None else 128 + (self.signal or 0)
+        if self.signal is not None:
+            return 128 + self.signal
+        return self.code or 0
 
     @property
     def text(self) -> str:
-        """``exited with 0`` or ``was killed by SIGSEGV``."""
+        """``exited with 0``, ``was killed by SIGSEGV``, ``ended``."""
         if self.signal is None:
-            return f"exited with {self.code}"
+            return "ended" if self.code is None else f"exited with {self.code}"
         try:
             name = signal.Signals(self.signal).name
         except ValueError:
@@ -95,6 +99,7 @@ class LaunchedTarget:
         os.close(errno_write)
         self._pidfd = os.pidfd_open(self.pid)
         self._status: ExitStatus | None = None
+        self._stopped = False
         self._released = False
 
     def release(self) -> None:
@@ -117,20 +122,31 @@ class LaunchedTarget:
                 exit_code=126 if number == 13 else 127,
             )
 
-    def poll(self, timeout_s: float) -> ExitStatus | None:
-        """Wait up to ``timeout_s`` for the end; None while the target runs."""
+    def check(self) -> ExitStatus | None:
+        """How the target ended, None while it runs; notices stops on the way."""
         if self._status is None:
-            with contextlib.suppress(InterruptedError):
-                select.select([self._pidfd], [], [], timeout_s)
-            pid, raw = os.waitpid(self.pid, os.WNOHANG)
-            if pid:
+            pid, raw = os.waitpid(self.pid, os.WNOHANG | os.WUNTRACED)
+            if pid and os.WIFSTOPPED(raw):
+                self._stopped = True
+            elif pid:
                 self._status = _status(raw)
         return self._status
 
+    def take_stop(self) -> bool:
+        """True once for each time the target was seen to stop."""
+        stopped, self._stopped = self._stopped, False
+        return stopped
+
+    def resume(self) -> None:
+        """Let a stopped target go on."""
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.pid, signal.SIGCONT)
+
     def wait(self) -> ExitStatus:
         """Block until the target has ended."""
-        while self._status is None:
-            self.poll(1.0)
+        while self.check() is None:
+            select.select([self._pidfd], [], [], 1.0)
+        assert self._status is not None
         return self._status
 
     def kill(self) -> None:
@@ -155,6 +171,39 @@ class LaunchedTarget:
         os.close(self._pidfd)
 
 
+class RunningTarget:
+    """A process of somebody else's: looked at, never stopped or signalled.
+
+    Raises:
+        TargetError: there is no such process.
+    """
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+        try:
+            self._pidfd = os.pidfd_open(pid)
+        except ProcessLookupError:
+            raise TargetError(f"there is no process {pid}", "ps -e | grep llama") from None
+        except OSError as error:
+            raise TargetError(f"process {pid} cannot be watched: {error.strerror}") from None
+
+    def check(self) -> ExitStatus | None:
+        """Its end, None while it runs. How it ended only its parent knows."""
+        ended = select.select([self._pidfd], [], [], 0)[0]
+        return ExitStatus(None, None) if ended else None
+
+    def __enter__(self) -> RunningTarget:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        tb: TracebackType | None,
+    ) -> None:
+        os.close(self._pidfd)
+
+
 def _status(raw: int) -> ExitStatus:
     if os.WIFSIGNALED(raw):
         return ExitStatus(None, os.WTERMSIG(raw))
@@ -173,6 +222,8 @@ def _child(argv: list[str], gate_read: int, errno_write: int, caller: Caller | N
         os.close(gate_read)
         if caller is not None:
             caller.become()
+        # If the recorder dies while the target has stopped itself for it, somebody must wake it.
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGCONT, 0, 0, 0)
         os.execvp(argv[0], argv)
     except OSError as error:
         os.write(errno_write, (error.errno or 1).to_bytes(_ERRNO_BYTES, "little"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,7 +12,8 @@ import click
 from profinfer.errors import TargetError, UsageProblem
 
 if TYPE_CHECKING:
-    from profinfer.capture.session import RecordResult
+    from profinfer.capture.recording import RecordResult
+    from profinfer.capture.session import RecordOptions
     from profinfer.probes.plan import ProbePlan
 
 _UNITS = {"K": 1 << 10, "M": 1 << 20}
@@ -33,6 +35,12 @@ def _ring_bytes(text: str) -> int:
 @click.command(
     "record",
     context_settings={"allow_interspersed_args": False, "help_option_names": ["-h", "--help"]},
+)
+@click.option("-p", "--pid", type=int, help="Record this running process instead of a COMMAND.")
+@click.option(
+    "--duration",
+    metavar="TIME",
+    help="End the recording after this time, such as 30s or 2m. Default: when the target ends.",
 )
 @click.option(
     "-o",
@@ -67,8 +75,10 @@ def _ring_bytes(text: str) -> int:
     "--dry-run", is_flag=True, help="Set everything up, then stop before the target runs."
 )
 @click.option("--print-bpf", is_flag=True, help="Print the BPF program and stop.")
-@click.argument("command", nargs=-1, type=click.UNPROCESSED, required=True)
+@click.argument("command", nargs=-1, type=click.UNPROCESSED)
 def command(
+    pid: int | None,
+    duration: str | None,
     output: Path,
     force: bool,
     level: str,
@@ -78,49 +88,103 @@ def command(
     print_bpf: bool,
     command: tuple[str, ...],
 ) -> int:
-    r"""Run COMMAND and record every token, graph and operator of its inference.
+    r"""Run COMMAND, or watch a process, and record every token, graph and operator.
 
     \b
     profinfer record -- ./llama-completion -m model.gguf -p "Hello" -n 64
-    profinfer report trace.pf
+    profinfer record -- python app.py
+    profinfer record --pid 1234 --duration 30s
     """
     from profinfer.capture.preflight import require_recording
-    from profinfer.capture.session import RecordOptions, record, rehearse
-    from profinfer.capture.source import build_source
-    from profinfer.elf.modules import open_program
-    from profinfer.probes.plan import make_plan
+    from profinfer.capture.session import RecordOptions, attach, record, rehearse
 
+    if (pid is None) == (not command):
+        raise UsageProblem(
+            "give either a COMMAND to run or the --pid of a running process",
+            hint="profinfer record -- ./llama-completion -m model.gguf",
+        )
     ring_bytes = _ring_bytes(ring_size)
-    program = open_program(command[0])
-    plan = make_plan(program, level=level)
+    plan, options = _prepare(
+        pid,
+        command,
+        RecordOptions(
+            argv=list(command),
+            exe=Path(),
+            output=output,
+            force=force,
+            level=level,
+            ring_bytes=ring_bytes,
+            duration_s=None if duration is None else _seconds(duration),
+            # A line that rewrites itself on the terminal the target prints to would spoil both.
+            progress=sys.stderr.isatty() and not sys.stdout.isatty()
+            if progress is None
+            else progress,
+            shown={"level": level, "ring_bytes": ring_bytes},
+        ),
+    )
     if print_bpf:
-        source = build_source(plan, ring_bytes=ring_bytes)
-        click.echo("// cflags: " + " ".join(source.cflags))
-        click.echo(source.text)
-        return 0
+        return _print_bpf(plan, ring_bytes)
     require_recording()
     if not dry_run and output.exists() and not force:
         raise UsageProblem(
             f"{output} exists already", hint="-o another.pf, or --force to replace it"
         )
-    if progress is None:
-        # A line that rewrites itself on the terminal the target prints to would spoil both.
-        progress = sys.stderr.isatty() and not sys.stdout.isatty()
-    options = RecordOptions(
-        argv=list(command),
-        exe=program.path,
-        output=output,
-        force=force,
-        ring_bytes=ring_bytes,
-        progress=progress,
-        shown={"level": level, "ring_bytes": ring_bytes},
-    )
-    _warn_reduced(plan, level)
+    if plan is not None:
+        _warn_reduced(plan, level)
     if dry_run:
-        rehearse(plan, options)
-        click.echo(f"all {len(plan.probes)} probes can be attached; nothing was run", err=True)
+        if plan is not None:
+            rehearse(plan, options)
+        click.echo("everything can be set up; nothing was run", err=True)
         return 0
-    return _finish(record(plan, options), plan, output)
+    if pid is not None:
+        assert plan is not None
+        return _finish(attach(plan, pid, options), options)
+    return _finish(record(plan, options), options)
+
+
+def _prepare(
+    pid: int | None, command: tuple[str, ...], options: RecordOptions
+) -> tuple[ProbePlan | None, RecordOptions]:
+    """The plan, or None when the engine will be loaded later, and what is known of the target."""
+    from profinfer.elf.loader import loader_hook
+    from profinfer.elf.modules import open_program
+    from profinfer.elf.process import ProcessImages
+    from profinfer.probes.plan import make_plan
+
+    if pid is not None:
+        program = ProcessImages(pid).program()
+        argv = Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").split("\0")[:-1]
+        options = replace(
+            options, argv=argv, exe=program.path, shown={**options.shown, "attached": True}
+        )
+        return make_plan(program, level=options.level), options
+    program = open_program(command[0])
+    options = replace(options, exe=program.path)
+    if any("ggml-cpu" in image.roles for image in program.images):
+        return make_plan(program, level=options.level), options
+    # No engine yet, or one whose backends are plug-ins: wait for it to be loaded.
+    loader_hook(program.path)
+    return None, options
+
+
+def _seconds(text: str) -> float:
+    """Seconds of ``30``, ``30s``, ``2m`` or ``500ms``."""
+    for suffix, factor in (("ms", 0.001), ("s", 1.0), ("m", 60.0), ("h", 3600.0), ("", 1.0)):
+        number = text.removesuffix(suffix)
+        if text.endswith(suffix) and number.replace(".", "", 1).isdigit() and float(number) > 0:
+            return float(number) * factor
+    raise UsageProblem(f"--duration {text} is not a time", hint="--duration 30s")
+
+
+def _print_bpf(plan: ProbePlan | None, ring_bytes: int) -> int:
+    from profinfer.capture.source import build_source
+
+    if plan is None:
+        raise UsageProblem("the program loads its engine later: there is no BPF program yet")
+    source = build_source(plan, ring_bytes=ring_bytes)
+    click.echo("// cflags: " + " ".join(source.cflags))
+    click.echo(source.text)
+    return 0
 
 
 def _warn_reduced(plan: ProbePlan, level: str) -> None:
@@ -131,13 +195,24 @@ def _warn_reduced(plan: ProbePlan, level: str) -> None:
         click.echo(f"  see: profinfer probes {plan.images[0].elf.path}", err=True)
 
 
-def _finish(result: RecordResult, plan: ProbePlan, output: Path) -> int:
+def _finish(result: RecordResult, options: RecordOptions) -> int:
     """Say how it went; returns the exit status: the target's, or ours when we failed."""
     from profinfer.units import format_bytes, format_count
 
-    status = result.status.as_exit_code
     if result.write_error is not None:
         raise result.write_error
+    attached = bool(options.shown.get("attached"))
+    status = result.status.as_exit_code if result.status is not None else 0
+    ended = result.status.text if result.status is not None else "still runs"
+    plan = result.plan
+    if plan is None:
+        options.output.unlink(missing_ok=True)
+        raise TargetError(
+            f"no ggml or llama.cpp was loaded: the target {ended} and nothing was recorded",
+            hint="a child process of the target is not recorded; give the program that runs "
+            "the model",
+            exit_code=status or 1,
+        )
     if result.implausible is not None:
         bad = result.implausible
         assert plan.layout is not None
@@ -147,27 +222,31 @@ def _finish(result: RecordResult, plan: ProbePlan, output: Path) -> int:
             hint="--level token, which reads no graphs; profinfer probes shows the evidence",
         )
     if result.calls == 0 and result.graphs == 0:
-        click.echo(f"profinfer: the target {result.status.text} and ran no inference", err=True)
-        click.echo(
-            "  try: a prompt and -n, and the engine's own messages above; "
-            "a child process of the target is not recorded",
-            err=True,
+        raise TargetError(
+            f"the target {ended} and ran no inference",
+            hint="record for longer, while it generates"
+            if attached
+            else "a prompt and -n, and the engine's own messages above; a child process of the "
+            "target is not recorded",
+            exit_code=status or 1,
         )
-        return status or 1
-    if result.status.signal is not None and not result.interrupted:
+    if result.status is not None and result.status.signal is not None and not result.interrupted:
+        click.echo(f"profinfer: the target {ended}; the trace holds what ran until then", err=True)
+    if result.other_engines:
         click.echo(
-            f"profinfer: the target {result.status.text}; the trace holds what ran until then",
+            "profinfer: another engine in the same process is not recorded: "
+            + ", ".join(result.other_engines),
             err=True,
         )
     lost = f"{format_count(result.lost)} LOST" if result.lost else "none lost"
     parts = [f"{format_count(result.tokens)} tokens in {format_count(result.calls)} calls"]
-    if plan.level != "token":
+    if plan.layout is not None:
         parts.append(f"{format_count(result.graphs)} graphs")
-    if plan.level == "op":
+    if plan.ops.mode != "none":
         parts.append(f"{format_count(result.operators)} operator records")
-    click.echo(f"profinfer: wrote {output} ({format_bytes(result.size)})", err=True)
+    click.echo(f"profinfer: wrote {options.output} ({format_bytes(result.size)})", err=True)
     click.echo(f"  {', '.join(parts)}, {lost}", err=True)
     if result.lost:
         click.echo("  try: --ring-size 64M, or a lower --level", err=True)
-    click.echo(f"  next: profinfer report {output}", err=True)
+    click.echo(f"  next: profinfer report {options.output}", err=True)
     return status

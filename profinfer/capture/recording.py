@@ -1,0 +1,307 @@
+"""Layer 4: the loop and the end of one recording.
+
+The order at the end is here: the target has ended, or recording is paused; empty the ring; save
+the batches that dead threads had not handed over; read the loss counters; write the trailer. Only
+then are the probes let go.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from profinfer.capture.plausible import Verdict, check_tensors
+from profinfer.capture.probing import Probing, lost_events
+from profinfer.capture.progress import ProgressLine
+from profinfer.capture.signals import SignalWatch, pass_on
+from profinfer.capture.target import ExitStatus, LaunchedTarget, RunningTarget
+from profinfer.capture.watch import LoadWatch, Stop
+from profinfer.errors import TraceError
+from profinfer.probes.plan import ProbePlan, make_plan
+from profinfer.tracefile.metadata import Trailer
+from profinfer.tracefile.schema import CNT_COUNT, CNT_OP_RECORDS, CNT_SENT, ChunkKind, Kind
+from profinfer.tracefile.writer import TraceWriter
+
+_POLL_S = 0.04
+_LOSS_PERIOD_S = 5.0
+_SETTLE_S = 0.01
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecordResult:
+    """How a recording went.
+
+    Attributes:
+        plan: what was probed, None if no engine was ever loaded.
+        status: how the target ended, None if it still runs.
+        calls: llama_decode, llama_encode and llama_process calls.
+        tokens: what the calls were given.
+        graphs: graphs begun.
+        operators: operator records written.
+        lost: events dropped, all kinds.
+        size: bytes of the trace file.
+        interrupted: a signal asked for the end.
+        other_engines: paths of engines in the same process that were not recorded.
+        implausible: what was read as tensors makes no sense; the probes were removed.
+        write_error: the recording was cut short because the file could not be written.
+    """
+
+    plan: ProbePlan | None
+    status: ExitStatus | None
+    calls: int
+    tokens: int
+    graphs: int
+    operators: int
+    lost: int
+    size: int
+    interrupted: bool
+    other_engines: tuple[str, ...]
+    implausible: Verdict | None
+    write_error: TraceError | None
+
+
+class Recording:
+    """One target, its probes and its trace file.
+
+    Args:
+        target: launched (its gate is open) or running.
+        signals: the signals of this process, collected.
+        writer: the trace file, its header written.
+        probing: probes that are in place, or None with a ``watch``.
+        watch: waits for the engine to be loaded.
+        level: level of a plan made later.
+        ring_bytes: ring size of a plan made later.
+        duration_s: end of the recording after this time, None for the target's end.
+        progress: show the progress line.
+    """
+
+    def __init__(
+        self,
+        target: LaunchedTarget | RunningTarget,
+        signals: SignalWatch,
+        writer: TraceWriter,
+        *,
+        probing: Probing | None,
+        watch: LoadWatch | None,
+        level: str,
+        ring_bytes: int,
+        duration_s: float | None,
+        progress: bool,
+    ) -> None:
+        self._target = target
+        self._signals = signals
+        self._writer = writer
+        self._watch = watch
+        self._level = level
+        self._ring_bytes = ring_bytes
+        self._until = None if duration_s is None else time.monotonic() + duration_s
+        self._progress = ProgressLine(wanted=progress)
+        self._probing: Probing | None = None
+        self._sink: Callable[[memoryview], None] = writer.write_ring
+        self._other_engines: tuple[str, ...] = ()
+        self._implausible: Verdict | None = None
+        self._write_error: TraceError | None = None
+        self._interrupts = 0
+        self._mapped = False
+        self._loss_at = time.monotonic() + _LOSS_PERIOD_S
+        if probing is not None:
+            self._use(probing)
+        if isinstance(target, RunningTarget):
+            self._begin_now()
+
+    def _use(self, probing: Probing) -> None:
+        self._probing = probing
+        if probing.plan.layout is not None:
+            self._sink = self._write_checked
+
+    def _begin_now(self) -> None:
+        """All probes are in place: the recording of a running process begins."""
+        assert self._probing is not None
+        self._probing.resume()
+        now = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
+        self._json(ChunkKind.UPDATE, {"options": {"attached": True, "attached_ns": now}})
+
+    def run(self) -> RecordResult:
+        """Drain until the target has ended or the recording is over, then finish the file."""
+        status = None
+        reason = "target exited"
+        while status is None:
+            info = self._signals.wait(_POLL_S)
+            status = self._target.check()
+            self._drain()
+            if info is not None:
+                self._interrupts += 1
+                reason = "interrupted"
+                if isinstance(self._target, RunningTarget):
+                    reason = "detached"
+                    break
+                self._end_target(info)
+            if self._until is not None and time.monotonic() >= self._until:
+                reason = "duration over"
+                break
+            self._take_stop()
+            if not self._mapped and self._probing is not None and self._probing.ring.calls:
+                self._note_maps()
+            self._show()
+        self._progress.clear()
+        if status is None and self._probing is not None:
+            # The target runs on. What it does from here is not part of the recording; a handler
+            # that is under way needs a moment to finish.
+            self._probing.pause()
+            time.sleep(_SETTLE_S)
+        while self._drain():
+            pass
+        return self._finish(status, reason)
+
+    def close(self) -> None:
+        """Let probes and watch go."""
+        if self._watch is not None:
+            self._watch.close()
+        if self._probing is not None:
+            self._probing.close()
+
+    # --- while it runs --------------------------------------------------------------------
+    def _end_target(self, info: Any) -> None:
+        assert isinstance(self._target, LaunchedTarget)
+        if self._interrupts > 1:
+            self._target.kill()  # it did not react to the first one
+        else:
+            pass_on(info, self._target.pid)
+
+    def _take_stop(self) -> None:
+        """The target has stopped itself: at the loader's hook, or at the engine's first use."""
+        target, watch = self._target, self._watch
+        if watch is None or not isinstance(target, LaunchedTarget) or not target.take_stop():
+            return
+        stop = watch.look()
+        if stop is None:
+            return  # somebody else stopped it, and will let it go on
+        try:
+            if stop is Stop.USED:
+                self._start_late(watch)
+        finally:
+            target.resume()
+
+    def _start_late(self, watch: LoadWatch) -> None:
+        """The engine is about to be used for the first time: plan, attach, tell the trace."""
+        program = watch.images.program()
+        self._other_engines = tuple(str(image.path) for image in program.others)
+        watch.close()
+        self._watch = None
+        plan = make_plan(program, level=self._level)
+        self._use(Probing(plan, self._target.pid, self._ring_bytes))
+        self._json(ChunkKind.UPDATE, {"engine": plan.engine_json(), "plan": plan.to_json()})
+        if self._other_engines:
+            self._note("other engines", paths=list(self._other_engines))
+
+    def _drain(self) -> int:
+        if self._probing is None:
+            return 0
+        try:
+            return self._probing.drain(self._sink)
+        except TraceError as error:
+            # The target goes on undisturbed; the probes go, since nothing can be kept any more.
+            self._write_error = error
+            self._sink = lambda data: None
+            self._probing.detach()
+            return self._probing.drain(self._sink)
+
+    def _write_checked(self, block: memoryview) -> None:
+        """The sink until tensors were seen: they must make sense, or nothing that follows does."""
+        self._writer.write_ring(block)
+        assert self._probing is not None and self._probing.plan.layout is not None
+        plan = self._probing.plan
+        assert plan.layout is not None
+        verdict = check_tensors(block, plan.layout, plan.facts.ops, plan.facts.types)
+        if not verdict.seen:
+            return
+        self._sink = self._writer.write_ring
+        if not verdict.acceptable:
+            self._implausible = verdict
+            self._probing.detach()
+            self._note("implausible", seen=verdict.seen, bad=verdict.bad, example=verdict.example)
+
+    def _note(self, what: str, **facts: Any) -> None:
+        now = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
+        self._json(ChunkKind.NOTE, {"ts": now, "what": what, **facts})
+
+    def _json(self, kind: ChunkKind, value: dict[str, Any]) -> None:
+        if self._write_error is None:
+            try:
+                self._writer.write_json(kind, value)
+            except TraceError as error:
+                self._write_error = error
+
+    def _note_maps(self) -> None:
+        """Where the engine's files lie in the target, to name function pointers later."""
+        self._mapped = True
+        maps = []
+        with contextlib.suppress(OSError):
+            for line in Path(f"/proc/{self._target.pid}/maps").read_text().splitlines():
+                parts = line.split(maxsplit=5)
+                if len(parts) == 6 and "x" in parts[1] and parts[5].startswith("/"):
+                    start, end = (int(x, 16) for x in parts[0].split("-"))
+                    maps.append([start, end, int(parts[2], 16), parts[5]])
+        self._json(ChunkKind.UPDATE, {"maps": maps})
+
+    def _show(self) -> None:
+        due = self._progress.due()
+        if self._probing is None or (not due and time.monotonic() < self._loss_at):
+            return
+        counters = self._probing.counters()
+        if due:
+            self._progress.show(
+                tokens=self._probing.ring.tokens,
+                events=counters[CNT_OP_RECORDS] + self._probing.records,
+                lost=lost_events(counters),
+                size=self._writer.bytes_written,
+            )
+        if time.monotonic() >= self._loss_at:
+            self._loss_at = time.monotonic() + _LOSS_PERIOD_S
+            now = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
+            self._json(ChunkKind.LOSS, {"ts": now, "counters": counters})
+
+    # --- the end --------------------------------------------------------------------------
+    def _finish(self, status: ExitStatus | None, reason: str) -> RecordResult:
+        probing = self._probing
+        counters = [0] * CNT_COUNT
+        if probing is not None:
+            # Threads of a target that runs on still write to their batches: those stay behind,
+            # with the graph that was cut.
+            left = probing.take_open_batches() if status is not None else []
+            if left and self._write_error is None:
+                try:
+                    self._writer.write_ring(left)
+                except TraceError as error:
+                    self._write_error = error
+            counters = probing.counters()
+        trailer = Trailer(
+            ended_ns=time.clock_gettime_ns(time.CLOCK_MONOTONIC),
+            exit_code=status.code if status else None,
+            exit_signal=status.signal if status else None,
+            reason=reason,
+            counters=tuple(counters),
+            ring_records=probing.records if probing else 0,
+        )
+        try:
+            self._writer.close(None if self._write_error else trailer)
+        except TraceError as error:
+            self._write_error = error
+        return RecordResult(
+            plan=probing.plan if probing else None,
+            status=status,
+            calls=probing.ring.calls if probing else 0,
+            tokens=probing.ring.tokens if probing else 0,
+            graphs=counters[CNT_SENT + Kind.GRAPH_BEGIN],
+            operators=counters[CNT_OP_RECORDS],
+            lost=lost_events(counters),
+            size=self._writer.bytes_written,
+            interrupted=bool(self._interrupts),
+            other_engines=self._other_engines,
+            implausible=self._implausible,
+            write_error=self._write_error,
+        )

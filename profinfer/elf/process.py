@@ -1,0 +1,149 @@
+"""Layer 1: the images of a running process, and which of them are parts of one engine.
+
+Reads /proc only; nothing of the process is stopped or changed.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from profinfer.elf.modules import EngineImage, Program, roles_of
+from profinfer.elf.symbols import ElfImage
+from profinfer.errors import TargetError
+
+# Reading all symbols of a library takes long; one that never names these has no engine in it.
+_SIGNS = (b"ggml_", b"llama_")
+
+
+@dataclass(frozen=True)
+class Mapping:
+    """An executable file in a process.
+
+    Attributes:
+        path: as the process names it.
+        opened: a path by which this process can open the same file: through the target's root
+            (containers), or through its mapping when the file has been replaced.
+    """
+
+    path: str
+    opened: Path
+
+
+def executable_mappings(pid: int) -> list[Mapping]:
+    """Files with executable pages, each once, in the order they lie in memory.
+
+    Raises:
+        TargetError: there is no such process, or it cannot be looked at.
+    """
+    try:
+        lines = Path(f"/proc/{pid}/maps").read_text().splitlines()
+    except FileNotFoundError:
+        raise TargetError(f"there is no process {pid}", "ps -e | grep llama") from None
+    except PermissionError:
+        raise TargetError(f"process {pid} cannot be looked at: no permission", "sudo") from None
+    except ProcessLookupError:
+        raise TargetError(f"process {pid} has ended") from None
+    found: dict[str, Mapping] = {}
+    for line in lines:
+        parts = line.split(maxsplit=5)
+        if len(parts) < 6 or "x" not in parts[1] or not parts[5].startswith("/"):
+            continue
+        path = parts[5]
+        if path not in found:
+            found[path] = Mapping(path, _openable(pid, path, parts[0]))
+    return list(found.values())
+
+
+def _openable(pid: int, path: str, where: str) -> Path:
+    if path.endswith(" (deleted)"):
+        start, _, end = where.partition("-")
+        return Path(f"/proc/{pid}/map_files/{int(start, 16):x}-{int(end, 16):x}")
+    inside = Path(f"/proc/{pid}/root{path}")
+    try:
+        if os.path.samefile(inside, path):
+            return Path(path)
+    except OSError:
+        pass  # not there for us: the target lives in another mount namespace
+    return inside
+
+
+class ProcessImages:
+    """The engine images of one process; remembers what it has read between looks."""
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+        self._known: dict[str, EngineImage | None] = {}
+
+    def look(self) -> tuple[EngineImage, ...]:
+        """Images with a role in an engine that are mapped now."""
+        found = []
+        for mapping in executable_mappings(self.pid):
+            if mapping.path not in self._known:
+                self._known[mapping.path] = _engine_image(mapping)
+            image = self._known[mapping.path]
+            if image is not None:
+                found.append(image)
+        return tuple(found)
+
+    def program(self) -> Program:
+        """The first engine of the process as a program to plan for, and the others' paths.
+
+        Raises:
+            TargetError: there is no engine in the process.
+        """
+        engines = engines_of(self.look())
+        executable = Path(f"/proc/{self.pid}/exe")
+        path = Path(os.readlink(executable))
+        if not engines:
+            raise TargetError(
+                f"process {self.pid} ({path.name}) has no ggml or llama.cpp loaded",
+                "give the pid of the process that runs the model",
+            )
+        others = tuple(image.elf for engine in engines[1:] for image in engine)
+        return Program(path, engines[0], others, ())
+
+
+def _engine_image(mapping: Mapping) -> EngineImage | None:
+    try:
+        image = ElfImage(mapping.opened)
+        names = image.table(".dynstr") + image.table(".strtab")
+    except TargetError:
+        return None  # not ours to judge: vdso, other machines' files
+    if not any(sign in names for sign in _SIGNS):
+        return None
+    roles = roles_of(image)
+    return EngineImage(image, roles) if roles else None
+
+
+def engines_of(images: Iterable[EngineImage]) -> list[tuple[EngineImage, ...]]:
+    """Tell engines in one process apart: images that need one another are one engine.
+
+    A needed name is looked for in the image's own folder first, so that two packages that each
+    bring a libggml-base.so stay two. The engine that computes (role ggml-cpu) comes first, then
+    in the order of the images.
+    """
+    everything = list(images)
+    group = {id(image): n for n, image in enumerate(everything)}
+    for image in everything:
+        for other in _needed(image, everything):
+            old, new = group[id(other)], group[id(image)]
+            for key, value in group.items():
+                if value == old:
+                    group[key] = new
+    engines: dict[int, list[EngineImage]] = {}
+    for image in everything:
+        engines.setdefault(group[id(image)], []).append(image)
+    return sorted(
+        (tuple(engine) for engine in engines.values()),
+        key=lambda engine: not any("ggml-cpu" in image.roles for image in engine),
+    )
+
+
+def _needed(image: EngineImage, among: list[EngineImage]) -> Iterator[EngineImage]:
+    for name in image.elf.needed:
+        same = [i for i in among if i.elf.soname == name or i.elf.path.name == name]
+        near = [i for i in same if i.elf.path.parent == image.elf.path.parent]
+        yield from (near or same)[:1]
