@@ -14,6 +14,6 @@ profinfer() { "$PYTHON" -m profinfer "$@"; }
 
 # Prints a command as one would type it, then runs it.
 say() {
-    printf '$ %s\n' "$*" | sed "s,$LLAMA/,./,g; s,$MODEL,SmolLM2-135M.gguf,g; s,$WORK/,,g"
+    printf '$ %s\n' "$*" | sed "s,$PYTHON,python,g; s,$LLAMA/,./,g; s,$MODEL,SmolLM2-135M.gguf,g; s,$WORK/,,g"
     "$@"
 }

@@ -239,7 +239,9 @@ def _finish(result: RecordResult, options: RecordOptions) -> int:
             err=True,
         )
     lost = f"{format_count(result.lost)} LOST" if result.lost else "none lost"
-    parts = [f"{format_count(result.tokens)} tokens in {format_count(result.calls)} calls"]
+    calls = f"{format_count(result.calls)} calls"
+    # Where the batch could not be read, the report counts tokens from the graphs' shapes.
+    parts = [f"{format_count(result.tokens)} tokens in {calls}" if result.tokens else calls]
     if plan.layout is not None:
         parts.append(f"{format_count(result.graphs)} graphs")
     if plan.ops.mode != "none":
