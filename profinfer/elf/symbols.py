@@ -95,7 +95,9 @@ class ElfImage:
     """
 
     def __init__(self, path: str | Path) -> None:
-        self.path = Path(os.path.realpath(path))
+        # Below /proc/PID/root a path leads into another mount namespace only as it stands.
+        below_proc = str(path).startswith("/proc/")
+        self.path = Path(path) if below_proc else Path(os.path.realpath(path))
         self._data = _open(self.path, str(path))
         try:
             self._elf = ELFFile(self._data)

@@ -146,6 +146,61 @@ def test_attach_until_the_target_ends(tmp_path: Path, fake_ggml: Path, run_profi
     assert trace.graphs["complete"].mean() > 0.9
 
 
+def pid_of(name: str, seconds: float = 10) -> int:
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        for comm in Path("/proc").glob("[0-9]*/comm"):
+            try:
+                if comm.read_text().strip() == name:
+                    return int(comm.parent.name)
+            except OSError:
+                continue
+        time.sleep(0.05)
+    raise AssertionError(f"no process {name}")
+
+
+def test_attach_into_a_container(tmp_path: Path, fake_ggml: Path, run_profinfer) -> None:
+    """Other pid and mount namespaces; the libraries exist only in there."""
+    hidden, out = tmp_path / "inside", tmp_path / "t.pf"
+    hidden.mkdir()
+    script = (
+        f"mount -t tmpfs tmpfs {hidden} && cp {fake_ggml.parent}/* {hidden} && "
+        f"cp {hidden}/fake_ggml {hidden}/fake_inside && "
+        f"exec {hidden}/fake_inside --seconds 8 --out /dev/null"
+    )
+    command = ["unshare", "--pid", "--mount", "--fork", "--mount-proc", "sh", "-c", script]
+    outside = subprocess.Popen(command)
+    try:
+        pid = pid_of("fake_inside")
+        time.sleep(0.3)
+        assert not (hidden / "fake_inside").exists()
+        result = run_profinfer("record", "--pid", str(pid), "--duration", "1s", "-o", out)
+        assert result.returncode == 0, result.stderr
+    finally:
+        os.kill(pid, signal.SIGKILL)
+        outside.wait()
+    trace = Trace.open(out)
+    assert len(trace.graphs) > 10
+    assert set(trace.ops["tid"]) <= {pid, *trace.threads["tid"]}
+    assert trace.graphs["complete"].sum() >= len(trace.graphs) - 1
+
+
+def test_attach_after_the_files_were_replaced(tmp_path, fake_ggml: Path, run_profinfer) -> None:
+    """An upgrade while the program runs: its old libraries are in memory only."""
+    folder, out = tmp_path / "old", tmp_path / "t.pf"
+    shutil.copytree(fake_ggml.parent, folder)
+    process = subprocess.Popen([folder / "fake_ggml", "--seconds", "8", "--out", "/dev/null"])
+    try:
+        time.sleep(0.3)
+        shutil.rmtree(folder)
+        result = run_profinfer("record", "--pid", str(process.pid), "--duration", "1s", "-o", out)
+    finally:
+        process.kill()
+        process.wait()
+    assert result.returncode == 0, result.stderr
+    assert len(Trace.open(out).graphs) > 10
+
+
 def test_attach_to_nothing(run_profinfer, tmp_path: Path) -> None:
     out = tmp_path / "t.pf"
     for pid, says in ((999_999_99, "no process"), (os.getpid(), "no ggml")):
