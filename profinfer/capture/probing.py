@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+from profinfer.capture.calibrate import measure_hit
 from profinfer.capture.drain import RingReader, Sink
 from profinfer.capture.leftover import open_batches
 from profinfer.capture.program import Program
@@ -38,8 +41,17 @@ class Probing:
             self.pause()
         for point in source.points:
             self._program.attach(point)
+        self.hit_cost = measure_hit(self._program)
         self.ring = RingReader(self._program.ring_fd("ring"), ring_bytes)
         self._left = (0, 0)
+
+    def plan_json(self) -> dict[str, Any]:
+        """The plan for the trace's metadata, with what a hit costs on this machine."""
+        plan = self.plan.to_json()
+        if self.hit_cost is not None:
+            plan["ops"]["hit_ns"] = self.hit_cost.ns
+            plan["ops"]["hit_evidence"] = f"measured on {self.hit_cost.insn} in libc"
+        return plan
 
     def drain(self, sink: Sink) -> int:
         """Hand what the ring holds to ``sink``; returns the bytes."""

@@ -122,15 +122,16 @@ class Program:
         """Put a loaded function into a program array."""
         self._bpf[table][ctypes.c_int(index)] = ctypes.c_int(self.load(function).fd)
 
-    def attach(self, point: AttachPoint) -> None:
-        """Attach one uprobe or uretprobe.
+    def attach(self, point: AttachPoint, *, pid: int | None = None) -> None:
+        """Attach one uprobe or uretprobe, to the program's process unless ``pid`` is given.
 
         bcc's own ``attach_uprobe`` is not used: its detach touches tracefs, which need not be
         mounted, and takes addresses where the kernel takes file offsets.
         """
         function = self.load(point.handler)
         kind = _RETURN if point.is_return else _ENTRY
-        name = f"pf_{'r' if point.is_return else 'p'}_{point.offset:x}_{self._pid}".encode()
+        pid = self._pid if pid is None else pid
+        name = f"pf_{'r' if point.is_return else 'p'}_{point.offset:x}_{pid}".encode()
         log: list[str] = []
         with _stderr_kept(log):
             fd = self._bcc.lib.bpf_attach_uprobe(
@@ -139,7 +140,7 @@ class Program:
                 name,
                 os.fsencode(point.path),
                 point.offset,
-                self._pid,
+                pid,
                 # The C function's reference-counter offset, which bcc's Python forgets to pass.
                 ctypes.c_uint(0),
             )

@@ -193,8 +193,9 @@ class Recording:
         watch.close()
         self._watch = None
         plan = make_plan(program, level=self._level)
-        self._use(Probing(plan, self._target.pid, self._ring_bytes))
-        self._json(ChunkKind.UPDATE, {"engine": plan.engine_json(), "plan": plan.to_json()})
+        probing = Probing(plan, self._target.pid, self._ring_bytes)
+        self._use(probing)
+        self._json(ChunkKind.UPDATE, {"engine": plan.engine_json(), "plan": probing.plan_json()})
         if self._other_engines:
             self._note("other engines", paths=list(self._other_engines))
 

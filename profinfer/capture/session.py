@@ -72,7 +72,7 @@ def record(plan: ProbePlan | None, options: RecordOptions) -> RecordResult:
             probing = Probing(plan, target.pid, options.ring_bytes)
         else:
             watch = LoadWatch(loader_hook(options.exe), target.pid)
-        writer = _create(plan, options, target.pid, caller)
+        writer = _create(plan, options, target.pid, caller, probing)
         try:
             target.release()
         except ProfinferError:
@@ -93,13 +93,8 @@ def attach(plan: ProbePlan, pid: int, options: RecordOptions) -> RecordResult:
         ProfinferError: there is no such process, or probes or file could not be set up.
     """
     with SignalWatch() as signals, RunningTarget(pid) as target:
-        writer = _create(plan, options, pid, Caller.current())
-        try:
-            probing = Probing(plan, pid, options.ring_bytes, paused=True)
-        except ProfinferError:
-            writer.close()
-            options.output.unlink(missing_ok=True)
-            raise
+        probing = Probing(plan, pid, options.ring_bytes, paused=True)
+        writer = _create(plan, options, pid, Caller.current(), probing)
         return _run(target, signals, writer, probing, None, options)
 
 
@@ -135,7 +130,11 @@ def _run(
 
 
 def _create(
-    plan: ProbePlan | None, options: RecordOptions, pid: int, caller: Caller | None
+    plan: ProbePlan | None,
+    options: RecordOptions,
+    pid: int,
+    caller: Caller | None,
+    probing: Probing | None,
 ) -> TraceWriter:
     return TraceWriter(
         options.output,
@@ -146,7 +145,7 @@ def _create(
             host=describe_host(),
             clock=read_clock(),
             engine=Engine.from_json(plan.engine_json()) if plan else Engine(),
-            plan=Plan.from_json(plan.to_json()) if plan else Plan(level=options.level),
+            plan=Plan.from_json(probing.plan_json()) if probing else Plan(level=options.level),
             ring_bytes=options.ring_bytes,
             options=options.shown,
         ),

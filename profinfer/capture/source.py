@@ -163,7 +163,7 @@ def build_source(plan: ProbePlan, *, ring_bytes: int = RING_BYTES) -> Source:
     machine = plan.images[0].elf.machine
     roles = {probe.role for probe in plan.probes}
     walks = plan.layout is not None and bool(roles & {"graph", "split", "leafs"})
-    files = ["events.h", "prelude.bpf.c", "calls.bpf.c"]
+    files = ["events.h", "prelude.bpf.c", "calibrate.bpf.c", "calls.bpf.c"]
     if walks or any(role.startswith("op.") for role in roles):
         files.append("ops.bpf.c")
     if walks:

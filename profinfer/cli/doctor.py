@@ -32,6 +32,8 @@ def command(form: str) -> int:
 
     checks = run_checks()
     able = all(check.state != "problem" for check in checks)
+    if able:
+        checks.append(_hit_cost())
     if form == "json":
         found = {"can_record": able, "checks": [asdict(check) for check in checks]}
         click.echo(json.dumps(found, indent=2))
@@ -40,6 +42,31 @@ def command(form: str) -> int:
 
         show(checks, Console(highlight=False))
     return 0 if able else 1
+
+
+def _hit_cost() -> Check:
+    """What a probe costs here, measured, and what that means for a recording."""
+    from profinfer.capture.calibrate import measure_here
+    from profinfer.capture.preflight import Check
+    from profinfer.errors import ProfinferError
+    from profinfer.units import format_ns
+
+    name = "hit cost"
+    try:
+        cost = measure_here()
+    except ProfinferError as error:
+        return Check(name, "note", error.message, error.hint)
+    if cost is None:
+        return Check(name, "note", "not measured: libc has no suitable function", None)
+    # A forecast for a small and a large model; the number of operators a token is the model's.
+    share = [100 * 500 * cost.ns / 1e9 * rate for rate in (10, 100)]
+    return Check(
+        name,
+        "ok",
+        f"{format_ns(cost.ns)} a hit (measured on {cost.insn} in libc): at 500 operators a token "
+        f"about {share[0]:.1f} % at 10 tok/s, {share[1]:.1f} % at 100 tok/s",
+        None,
+    )
 
 
 def show(checks: list[Check], console: Console) -> None:
