@@ -155,7 +155,7 @@ def export(options: ExportOptions) -> None:
     type=click.Path(path_type=Path),
     help="Where to write; default: the trace's name with .pftrace.",
 )
-@click.option("--force", is_flag=True, help="Overwrite the output file.")
+@click.option("-f", "--force", is_flag=True, help="Overwrite the output file.")
 @click.option(
     "--phase",
     type=click.Choice(shared.PHASES),
