@@ -14,6 +14,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from profinfer.analysis import latency, notes
+from profinfer.analysis.overhead import estimated_share
 from profinfer.analysis.result import Column, Note, Result
 from profinfer.model.selection import Selection
 from profinfer.model.selfcheck import checks, explained
@@ -78,6 +79,8 @@ def overview(trace: Trace) -> Result:
          speeds["decode"].per_s if "decode" in speeds else None),
         (Column("generations", "generations", "count", "Prompts that were answered."), len(first)),
         (Column("lost", "lost", "count", "Events that the recorder lost."), lost),
+        (Column("probe_cost", "probe cost", "ratio", "Part of the calls' time that the probes are "
+                "estimated to have cost."), estimated_share(trace)),
         (Column("explained", "explained", "ratio",
                 "Part of the graphs' wall time that their operators cover."), explained(trace)),
     ]  # fmt: skip
