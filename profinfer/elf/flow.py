@@ -5,7 +5,7 @@ Owns a small symbolic execution: branches fork it, contradictory ones are droppe
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import dataclass
 
 from profinfer.elf.disasm import Decoder, Insn, Mem
@@ -40,12 +40,15 @@ def paths(
     limit: int = 96,
     width: int = 48,
     enough: Callable[[State, Sequence[Load], Sequence[Compare]], bool] | None = None,
+    through: Callable[[Insn], bool] | None = None,
+    within: Container[int] | None = None,
 ) -> Iterator[Path]:
     """Every path from ``begin`` to the next call, return or indirect jump.
 
     Both sides of a branch are followed; an address is visited once a path; at most
     ``limit`` instructions a path and ``width`` paths. ``enough`` is asked after every read of
-    memory whether the path has shown what was looked for.
+    memory whether the path has shown what was looked for; ``through`` of every call whether the
+    path goes on after it. ``within``: addresses that a path may not leave.
     """
     todo: list[tuple[int, State, list[Load], list[Compare], frozenset[int]]]
     todo = [(begin, state, [], [], frozenset())]
@@ -57,7 +60,7 @@ def paths(
         found = False
         while len(visited) < limit:
             insn = decoder.at(at)
-            if insn is None or at in visited:
+            if insn is None or at in visited or (within is not None and at not in within):
                 break
             visited.add(at)
             end = insn
@@ -69,6 +72,10 @@ def paths(
                         found = True
             if found:
                 break
+            if insn.flow == "call" and through is not None and through(insn):
+                now.call()
+                at = insn.end
+                continue
             if insn.flow in ("ret", "call", "trap") or _leaves(decoder, insn):
                 break
             if insn.flow == "jmp":

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from profinfer.elf.calls import calls_to
-from profinfer.elf.disasm import Decoder
 from profinfer.elf.emulation import running_kernel
 from profinfer.elf.modules import EngineImage
 from profinfer.elf.sites import Site, at_insn, entry_site
@@ -16,11 +15,11 @@ from profinfer.elf.symbols import Function
 from profinfer.engine.catalog import Layout
 from profinfer.probes.catalog import FUSED_ENTRIES, OPERATOR_ENTRY
 from profinfer.probes.cost import hit_cost
+from profinfer.probes.loop_search import WORKER, loop_sites
 from profinfer.probes.operator_site import (
     BARRIER,
     Location,
     LoopSite,
-    find_loop_sites,
     functions_by_calls,
     loop_functions,
     tests_flag,
@@ -124,7 +123,12 @@ class Draft:
         for image in self.images:
             if "ggml-cpu" not in image.roles:
                 continue
-            sites = _loop_sites(image.decoder, offsets["n_nodes"], offsets["nodes"])
+            sites, why = loop_sites(
+                image.decoder,
+                n_nodes=offsets["n_nodes"],
+                nodes=offsets["nodes"],
+                kernel=self.kernel,
+            )
             if sites:
                 self.skips_unflagged = tests_flag(
                     image.decoder,
@@ -133,7 +137,7 @@ class Draft:
                     layout.flags.get("compute", 0),
                 )
                 return self._add_sites(image, sites)
-            reasons.append(f"no graph loop could be proven in {image.elf.soname}")
+            reasons.append(why)
         why = "; ".join(reasons) or "no image computes graphs on the CPU"
         return self._add_pair(why)
 
@@ -144,8 +148,12 @@ class Draft:
             here = [s for s in sites if s.entry == entry]
             name = here[0].function.name
             # A loop inlined into a worker's own loop is not entered once a graph.
-            once = here[0].function.base != "ggml_graph_compute_secondary_thread"
-            if once:
+            once = here[0].function.base != WORKER
+            before = here[0].enter
+            if before is not None:
+                enter = at_insn(image.decoder, before, kernel=self.kernel, stack_delta=None)
+                self.add("op.enter", image, name, enter)
+            elif once:
                 enter = entry_site(image.decoder, entry, kernel=self.kernel)
                 self.add("op.enter", image, name, enter)
             else:
@@ -206,20 +214,6 @@ class Draft:
             self.add("op.enter", image, entry.name, enter)
             self.add("op.leave", image, entry.name, enter, kind="uretprobe")
         return OpsPlan("pair", why=why, cost_ns=begins[0].cost_ns + last.cost_ns)
-
-
-def _loop_sites(decoder: Decoder, n_nodes: int, nodes: int) -> list[LoopSite]:
-    """Proven loop sites, in functions of the known names, else in any that calls barriers."""
-    tried: set[int] = set()
-    for candidates in (loop_functions, lambda _image: functions_by_calls(decoder, BARRIER)):
-        found: list[LoopSite] = []
-        for f in candidates(decoder.image):
-            if f.address not in tried:
-                tried.add(f.address)
-                found += find_loop_sites(decoder, f, n_nodes=n_nodes, nodes=nodes)
-        if found:
-            return found
-    return []
 
 
 def _waits_by_call(image: EngineImage) -> bool:

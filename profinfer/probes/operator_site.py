@@ -68,6 +68,8 @@ class LoopSite:
         leave: address of the barrier call after the loop, or None.
         barrier_always: the loop calls the barrier after the last node too.
         proof: what was seen, for people.
+        enter: address of the instruction before the loop that a thread passes once a graph; None:
+            the function's entry.
     """
 
     function: Function
@@ -79,6 +81,7 @@ class LoopSite:
     leave: int | None
     barrier_always: bool
     proof: str
+    enter: int | None = None
 
 
 def loop_functions(image: ElfImage) -> list[Function]:
@@ -162,13 +165,13 @@ def _prove(
     state = _after_call(decoder, function, call)
 
     def enough(now: State, loads: Sequence[Load], compares: Sequence[Compare]) -> bool:
-        return _next_node(now, loads[-1:], compares, n_nodes, nodes) is not None
+        return next_node(now, loads[-1:], compares, n_nodes, nodes) is not None
 
     followed = list(paths(decoder, call.end, state, enough=enough))
     proven = {
         found
         for p in followed
-        if (found := _next_node(p.state, p.loads, p.compares, n_nodes, nodes)) is not None
+        if (found := next_node(p.state, p.loads, p.compares, n_nodes, nodes)) is not None
     }
     if len(proven) != 1:
         return None  # no proof, or two that contradict each other
@@ -248,7 +251,7 @@ _CALLEE_SAVED = {
 }
 
 
-def _next_node(
+def next_node(
     now: State, loads: Sequence[Load], compares: Sequence[Compare], n_nodes: int, nodes: int
 ) -> tuple[Value, Value] | None:
     """(index of the next node, cgraph) if the next node is loaded after the loop test."""
