@@ -111,7 +111,8 @@ def _facts(program: Program, plan: ProbePlan) -> Table:
     table.add_row("", *_dim(f"from {engine['evidence']}") if engine["evidence"] else ("",))
     for image in plan.images:
         roles = ", ".join(image.roles)
-        table.add_row("image", f"{image.elf.soname}  [dim]{roles}[/dim]")
+        names = f"names from {image.elf.names_from}"
+        table.add_row("image", f"{image.elf.soname}  [dim]{roles}; {names}[/dim]")
     table.add_row("layout", *_layout(plan))
     facts = plan.facts
     if facts.ops:
@@ -129,10 +130,11 @@ def _layout(plan: ProbePlan) -> tuple[str]:
         return ("[yellow]unknown[/yellow]" if needed else "not needed at this level",)
     offsets = plan.facts.offsets
     named = ", ".join(f"{k} {v}" for k, (v, _f) in list(offsets.items())[:_SHOWN_FACTS])
-    return (
-        f"{plan.layout.id}  [dim]{len(offsets)} of {len(offsets)} offsets that the code gives "
-        f"away agree ({named}, …)[/dim]",
-    )
+    source = "known layout"
+    if plan.layout.evidence.startswith("debug information"):
+        source = plan.layout.evidence.split(";")[0]
+    agree = f"{len(offsets)} of {len(offsets)} offsets that the code gives away agree"
+    return (f"{plan.layout.id}  [dim]{source}; {agree} ({named}, …)[/dim]",)
 
 
 def _probes(plan: ProbePlan, width: int) -> Iterator[str]:
@@ -206,7 +208,7 @@ def _verdict(plan: ProbePlan) -> RenderableType:
     if ops.mode == "site":
         return (
             f"One probe an operator and thread, about [bold]{ops.cost_ns:,} ns[/bold] plus the "
-            "recorder's work: the graph loop's own barrier call, proven from the code: "
+            "recorder's work: a point of the graph loop itself, proven from the code: "
             f"{escape(ops.why)}."
         )
     if ops.mode == "pair":

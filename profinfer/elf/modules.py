@@ -10,10 +10,12 @@ import os
 import re
 import shutil
 import subprocess
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from profinfer.elf.debugfile import matches
 from profinfer.elf.disasm import Decoder
 from profinfer.elf.symbols import ElfImage
 from profinfer.errors import TargetError
@@ -29,6 +31,8 @@ ROLES = {
 _DEFAULT_FOLDERS = ("/lib64", "/usr/lib64", "/lib", "/usr/lib", "/usr/local/lib")
 # Libraries of the system: no engine in them, and libstdc++ is slow to read.
 _SYSTEM = re.compile(r"^(ld-linux.*|lib(c|m|dl|rt|pthread|gcc_s|stdc\+\+|gomp|util|resolv))\.so")
+# Texts inside every program that llama.cpp was linked into: ggml's, and a tensor's name.
+_ENGINE_TEXTS = (b"GGML_ASSERT", b"token_embd")
 
 
 @dataclass(frozen=True)
@@ -61,12 +65,19 @@ class Program:
     missing: tuple[str, ...]
 
 
-def open_program(program: str | Path, *, library_path: str | None = None) -> Program:
+def open_program(
+    program: str | Path,
+    *,
+    library_path: str | None = None,
+    debug_files: Sequence[str | Path] = (),
+) -> Program:
     """Find a program and its libraries.
 
     Args:
         program: a path, or a name to look up on PATH.
         library_path: the target's LD_LIBRARY_PATH; this process's by default.
+        debug_files: files with the symbols that were stripped from the program or its libraries,
+            besides those in the usual places.
 
     Raises:
         TargetError: it cannot be read, or is no program for this tool.
@@ -89,10 +100,41 @@ def open_program(program: str | Path, *, library_path: str | None = None) -> Pro
             elif library.path not in found:
                 found[library.path] = library
                 queue.append((library, (*inherited, library.rpath)))
+    for given in debug_files:
+        attach_debug_file(given, list(found.values()))
     engine = [EngineImage(image, roles) for image in found.values() if (roles := roles_of(image))]
+    if not engine:
+        _refuse_stripped(found.values())
     known = {i.elf.path for i in engine}
     others = tuple(image for image in found.values() if image.path not in known)
     return Program(main.path, tuple(engine), others, tuple(missing))
+
+
+def _refuse_stripped(images: Iterable[ElfImage]) -> None:
+    """An engine linked into a program and stripped has no name left to begin with."""
+    for image in images:
+        if not image.section(".symtab") and all(image.holds(text) for text in _ENGINE_TEXTS):
+            raise TargetError(
+                f"{image.path}: llama.cpp is linked into it, but its functions' names are stripped",
+                "record the program as it was before strip, or give its --debug-file",
+            )
+
+
+def attach_debug_file(given: str | Path, images: Sequence[ElfImage]) -> None:
+    """Give a debug file to the image that it was made of.
+
+    Raises:
+        TargetError: it cannot be read, or was made of none of them.
+    """
+    debug = ElfImage(given)
+    fitting = [image for image in images if matches(image, debug)]
+    if not fitting:
+        raise TargetError(
+            f"{given}: not the debug file of this program or of one of its libraries",
+            "it must have the same build id (see: readelf -n)",
+        )
+    for image in fitting:
+        image.debug = debug
 
 
 def roles_of(image: ElfImage) -> tuple[str, ...]:

@@ -16,12 +16,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from elftools.common.exceptions import ELFError
 from elftools.elf.dynamic import DynamicSection
 from elftools.elf.elffile import ELFFile
 
-from profinfer.elf import frames, plt
+from profinfer.elf import debugfile, frames, plt
 from profinfer.errors import TargetError
 
 MACHINES = {"EM_X86_64": "x86_64", "EM_AARCH64": "aarch64"}
@@ -174,6 +175,29 @@ class ElfImage:
                     return str(note["n_desc"])
         return None
 
+    # --- what was stripped away -----------------------------------------------------------
+    @cached_property
+    def debug(self) -> ElfImage | None:
+        """The separate file with this image's symbols and debug information, if there is one."""
+        if self.section(".symtab") and self.section(".debug_info"):
+            return None
+        path = debugfile.find_debug_file(self)
+        return ElfImage(path) if path else None
+
+    @property
+    def dwarf(self) -> Any:
+        """The debug information as pyelftools sees it."""
+        return self._elf.get_dwarf_info(relocate_dwarf_sections=False)
+
+    @property
+    def names_from(self) -> str:
+        """Which table function names come from, for people."""
+        if self.section(".symtab"):
+            return ".symtab"
+        if self.debug is not None and self.debug.section(".symtab"):
+            return f".symtab of {self.debug.path.name}"
+        return ".dynsym (stripped)" if self.section(".dynsym") else "nothing (stripped)"
+
     # --- addresses and bytes ------------------------------------------------------------
     def file_offset(self, address: int) -> int:
         """File offset of a loaded virtual address; raises ValueError outside the file."""
@@ -193,6 +217,10 @@ class ElfImage:
         """Up to ``size`` bytes at a virtual address, as they are in the file."""
         offset = self.file_offset(address)
         return self._data[offset : offset + size]
+
+    def holds(self, text: bytes) -> bool:
+        """Whether the read-only data has some text."""
+        return text in self.table(".rodata")
 
     def section(self, name: str) -> Section | None:
         """A section by name."""
@@ -325,6 +353,9 @@ class ElfImage:
         return self._data[s.offset : s.offset + s.size] if s and s.has_bytes else b""
 
     def _symbols(self, table: str) -> Iterator[tuple[str, int, int, int, int]]:
+        if table == ".symtab" and not self.section(table) and self.debug is not None:
+            yield from self.debug._symbols(table)
+            return
         strings = self.table(".dynstr" if table == ".dynsym" else ".strtab")
         raw = self.table(table)
         for name, info, _other, shndx, value, size in _SYM.iter_unpack(

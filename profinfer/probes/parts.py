@@ -140,6 +140,7 @@ class ProbePlan:
                     "path": str(i.elf.path),
                     "build_id": i.elf.build_id,
                     "role": " ".join(i.roles),
+                    "names": i.elf.names_from,
                 }
                 for i in self.images
             ],

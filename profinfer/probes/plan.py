@@ -11,6 +11,7 @@ from profinfer.elf.modules import Program
 from profinfer.errors import TargetError
 from profinfer.probes.catalog import SAMPLER_FALLBACK, SPECS
 from profinfer.probes.cost import hit_cost
+from profinfer.probes.debug_layout import debug_layout
 from profinfer.probes.draft import Draft
 from profinfer.probes.engine_facts import read_facts
 from profinfer.probes.layout import choose_layout
@@ -34,7 +35,7 @@ def make_plan(program: Program, level: str = "op") -> ProbePlan:
     wanted = Level[level]
     facts = read_facts(program.images)
     functions = ChainMap(*(i.elf.functions for i in program.images))
-    layout, why_not = choose_layout(facts, functions)
+    layout, why_not = choose_layout(facts, functions, debug_layout(program.images))
     draft = Draft(program.images)
     for spec in SPECS:
         if spec.level > wanted:
