@@ -27,7 +27,14 @@ from profinfer.elf.sites import ARGUMENTS
 from profinfer.elf.symbols import Function
 from profinfer.elf.values import Compare, State, Value
 from profinfer.elf.x86 import step
-from profinfer.probes.operator_site import BARRIER, Location, LoopSite, location, next_node
+from profinfer.probes.operator_site import (
+    BARRIER,
+    Location,
+    LoopSite,
+    location,
+    mentions,
+    next_node,
+)
 
 WAITS = {BARRIER, "GOMP_barrier", "__kmpc_barrier"}
 # Calls in the loop that compute nothing.
@@ -53,7 +60,7 @@ def find_loop_point(
     if cfg is None:
         return None
     for loop in cfg.loops:
-        found = _LoopView(decoder, cfg, loop, kernel)
+        found = _LoopView(decoder, cfg, loop, kernel, n_nodes)
         if not found.computing or found.opaque:
             continue
         for at, block in found.points():
@@ -101,6 +108,7 @@ class _LoopView:
     cfg: Cfg
     loop: Loop
     kernel: tuple[int, int]
+    n_nodes: int
 
     def computes(self, block: Block, insn: Insn) -> bool:
         """Whether a call may compute a node: every call that is not known to do something else."""
@@ -247,7 +255,19 @@ class _LoopView:
                 return None
             at = self.cfg.dominators[at]
         again = self.cfg.reach(self.cfg.blocks[at].successors, cut=self.loop.body)
-        return None if at in again else at
+        return None if at in again and not self._tests_count(at) else at
+
+    def _tests_count(self, begin: int) -> bool:
+        """Whether a block reads n_nodes: it may pass over the loop, but only for an empty graph."""
+        return any(mentions(insn, self.n_nodes) for insn in self.cfg.blocks[begin].insns)
+
+    @cached_property
+    def gate(self) -> int | None:
+        """The block before the loop that is passed for an empty graph too."""
+        if self.before is None or self._tests_count(self.before):
+            return self.before
+        above = self.cfg.dominators[self.before]
+        return above if self._tests_count(above) and not self._repeats(above) else self.before
 
     @cached_property
     def enter(self) -> int | None:
@@ -260,7 +280,7 @@ class _LoopView:
     @cached_property
     def leave(self) -> int | None:
         """An instruction that a thread passes once after the loop, whichever way it left it."""
-        if self.before is None or not self.exits:
+        if self.gate is None or not self.exits:
             return None
         above = postdominators(self.cfg, self.exits)
         common: list[int] | None = None
@@ -272,7 +292,7 @@ class _LoopView:
         for b in common or ():
             alone = not any(b in other.body for other in self.cfg.loops)
             if b not in self.loop.body and (
-                alone or (self.cfg.dominates(self.before, b) and not self._repeats(b))
+                alone or (self.cfg.dominates(self.gate, b) and not self._repeats(b))
             ):
                 return self._cheapest(self.cfg.blocks[b].insns)
         return None

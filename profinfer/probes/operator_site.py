@@ -333,7 +333,7 @@ def _guarded(decoder: Decoder, function: Function, call: Insn, n_nodes: int) -> 
     window: list[Insn] = []
     for insn in decoder.straight(*bounds):
         if insn.flow == "jcc" and insn.target is not None:
-            if any(_mentions(w, n_nodes) for w in window[-4:]) and any(
+            if any(mentions(w, n_nodes) for w in window[-4:]) and any(
                 _runs_into(decoder, side, call.address) for side in (insn.target, insn.end)
             ):
                 return True
@@ -344,7 +344,8 @@ def _guarded(decoder: Decoder, function: Function, call: Insn, n_nodes: int) -> 
     return False
 
 
-def _mentions(insn: Insn, offset: int) -> bool:
+def mentions(insn: Insn, offset: int) -> bool:
+    """Whether an instruction accesses a field at an offset of some object."""
     return any(
         getattr(op, "disp", None) == offset and getattr(op, "base", None) not in (None, "rsp")
         for op in insn.operands

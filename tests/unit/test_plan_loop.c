@@ -1,13 +1,17 @@
 /* The engine's graph loop in small, and a checker that plays the uprobe.
  *
- * usage: loop SITE INDEX CGRAPH, each from a probe plan: SITE is the address of the loop's
- * `call ggml_barrier` in this file, INDEX and CGRAPH are REGISTER[,OFFSET...] as in
- * profinfer.probes.operator_site.Location. The program puts an int3 on the site, runs graphs on
- * one thread, and prints for each hit "hit INDEX GRAPH_IS_RIGHT" and for each node that the loop
- * computed "ran NODE". Without arguments it does nothing.
+ * usage: loop SITE INDEX CGRAPH [ENTER LEAVE], each from a probe plan: SITE is the address of the
+ * loop's point in this file, INDEX and CGRAPH are REGISTER[,OFFSET...] as in
+ * profinfer.probes.operator_site.Location, ENTER and LEAVE are addresses around the loop or 0. The
+ * program puts an int3 on each, runs graphs on one thread, and prints for each hit of the site
+ * "hit INDEX RIGHT" (the graph is the right one, and no barrier was passed since the work was
+ * done), for the others "enter" and "leave", and for each node that the loop computed "ran NODE".
+ * Without arguments it does nothing.
  *
  * -DOLD_LOOP: a barrier after every node, none after the loop (engines of 2024).
  * -DONE_FUNCTION: the loop is inlined into the function that starts the threads.
+ * -DWORKER: it is inlined into a worker's own loop, which polls for work.
+ * -DINLINE_BARRIER, -DOMP_BARRIER: the barrier is inlined; it spins, or calls OpenMP's.
  */
 #define _GNU_SOURCE
 #include <signal.h>
@@ -46,7 +50,7 @@ struct ggml_cplan {
 struct ggml_threadpool {
     struct ggml_cgraph *cgraph;
     struct ggml_cplan *cplan;
-    atomic_int n_graph, n_barrier, abort;
+    atomic_int n_graph, n_barrier, n_passed, abort, todo, polls;
     int ec;
 };
 struct ggml_compute_state {
@@ -58,10 +62,33 @@ struct ggml_compute_params {
     struct ggml_threadpool *threadpool;
 };
 
+static int done_at; /* barriers passed when the last node's work was done */
+#if defined INLINE_BARRIER
+static inline __attribute__((always_inline)) void ggml_barrier(struct ggml_threadpool *tp) {
+    int n = atomic_load_explicit(&tp->n_graph, memory_order_relaxed) & 0xffff;
+    if (n == 1) return;
+    int passed = atomic_load_explicit(&tp->n_passed, memory_order_relaxed);
+    if (atomic_fetch_add(&tp->n_barrier, 1) == n - 1) {
+        atomic_fetch_add(&tp->n_passed, 1);
+        return;
+    }
+    while (atomic_load_explicit(&tp->n_passed, memory_order_relaxed) != passed)
+        __builtin_ia32_pause();
+    atomic_thread_fence(memory_order_seq_cst);
+}
+#elif defined OMP_BARRIER
+static atomic_int *omp_count;
+__attribute__((noinline)) void GOMP_barrier(void) { atomic_fetch_add(omp_count, 1); }
+static inline __attribute__((always_inline)) void ggml_barrier(struct ggml_threadpool *tp) {
+    if (atomic_load_explicit(&tp->n_graph, memory_order_relaxed) == 1) return;
+    GOMP_barrier();
+}
+#else
 /* As the engine's: exported, so that nothing is known of what it changes. */
 __attribute__((noinline)) void ggml_barrier(struct ggml_threadpool *tp) {
     atomic_fetch_add(&tp->n_barrier, 1);
 }
+#endif
 static char report[1 << 16];
 static size_t reported;
 static void say(const char *what, int a, int b) {
@@ -69,6 +96,7 @@ static void say(const char *what, int a, int b) {
 }
 __attribute__((noinline)) void compute_plain(struct ggml_compute_params *p, struct ggml_tensor *t) {
     say("ran", t->op_params[0], p->ith);
+    done_at = p->threadpool->n_barrier;
 }
 /* Inlined, with barriers of its own: not every barrier call of the loop ends an operator. */
 static inline __attribute__((always_inline)) void compute_staged(
@@ -76,14 +104,16 @@ static inline __attribute__((always_inline)) void compute_staged(
     if (t->src[0]) ggml_barrier(p->threadpool);
     say("ran", t->op_params[0], p->ith);
     ggml_barrier(p->threadpool);
+    done_at = p->threadpool->n_barrier;
 }
 static inline __attribute__((always_inline)) void compute_fused(
         struct ggml_compute_params *p, struct ggml_tensor *t) {
     say("ran", t->op_params[0], p->ith);
+    done_at = p->threadpool->n_barrier;
 }
 enum { NONE = 0, STAGED = 1, NORM = 25, VIEW = 36, PLAIN = 50 };
 
-#ifdef ONE_FUNCTION
+#if defined ONE_FUNCTION || defined WORKER
 static inline __attribute__((always_inline))
 #else
 __attribute__((noinline))
@@ -132,12 +162,33 @@ void *ggml_graph_compute_thread(void *data) {
     return 0;
 }
 
+#ifdef WORKER
+__attribute__((noinline)) void *ggml_graph_compute_secondary_thread(void *data) {
+    struct ggml_compute_state *state = data;
+    struct ggml_threadpool *tp = state->threadpool;
+    while (atomic_load(&tp->polls)) {
+        atomic_fetch_sub(&tp->polls, 1);
+        if (atomic_load_explicit(&tp->todo, memory_order_relaxed)) {
+            atomic_store(&tp->todo, 0);
+            ggml_graph_compute_thread(state);
+        }
+    }
+    return 0;
+}
+#endif
+
 __attribute__((noinline)) int ggml_graph_compute(struct ggml_cgraph *g, struct ggml_cplan *plan) {
     struct ggml_threadpool *tp = plan->threadpool;
     tp->cgraph = g;
     tp->cplan = plan;
     struct ggml_compute_state state = {tp, 0};
+#ifdef WORKER
+    atomic_store(&tp->polls, 5);
+    atomic_store(&tp->todo, 1);
+    ggml_graph_compute_secondary_thread(&state);
+#else
     ggml_graph_compute_thread(&state);
+#endif
     return tp->ec;
 }
 
@@ -147,8 +198,11 @@ struct place {
     long offset[8];
 };
 static struct place index_at, cgraph_at;
-static unsigned char *site;
+enum { SITE, ENTER, LEAVE, SITES };
+static const char *const names_of[] = {"hit", "enter", "leave"};
+static unsigned char *sites[SITES], old[SITES], *stepped;
 static struct ggml_cgraph *running;
+static struct ggml_threadpool *pool;
 
 static uint64_t value(const struct place *p, const greg_t *regs, int last_bytes) {
     uint64_t v = (uint64_t)regs[p->reg];
@@ -158,17 +212,31 @@ static uint64_t value(const struct place *p, const greg_t *regs, int last_bytes)
     }
     return last_bytes == 4 ? (uint32_t)v : v;
 }
-/* Does what the kernel does: looks, then emulates the call. */
+/* Does what the kernel does: looks, then runs the instruction alone. */
 static void on_trap(int sig, siginfo_t *info, void *context) {
     (void)sig, (void)info;
     greg_t *regs = ((ucontext_t *)context)->uc_mcontext.gregs;
-    if ((unsigned char *)regs[REG_RIP] != site + 1) abort();
-    say("hit", (int)value(&index_at, regs, 4), value(&cgraph_at, regs, 8) == (uint64_t)running);
-    int32_t distance;
-    memcpy(&distance, site + 1, 4);
-    regs[REG_RSP] -= 8;
-    *(uint64_t *)regs[REG_RSP] = (uint64_t)(site + 5);
-    regs[REG_RIP] = (greg_t)(site + 5 + distance);
+    if (stepped) { /* behind the instruction now */
+        *stepped = 0xcc;
+        stepped = NULL;
+        regs[REG_EFL] &= ~0x100ll;
+        return;
+    }
+    for (int i = 0; i < SITES; i++) {
+        if (!sites[i] || (unsigned char *)regs[REG_RIP] != sites[i] + 1) continue;
+        if (i == SITE) {
+            bool right = value(&cgraph_at, regs, 8) == (uint64_t)running;
+            say("hit", (int)value(&index_at, regs, 4), right && pool->n_barrier == done_at);
+        } else {
+            say(names_of[i], 0, 0);
+        }
+        stepped = sites[i];
+        *stepped = old[i];
+        regs[REG_RIP] = (greg_t)stepped;
+        regs[REG_EFL] |= 0x100;
+        return;
+    }
+    abort();
 }
 static struct place parse(char *text) {
     static const char *names[] = {"r8", "r9", "r10", "r11", "r12", "r13", "r14", "r15",
@@ -184,15 +252,21 @@ static struct place parse(char *text) {
 extern unsigned char __executable_start;
 
 int main(int argc, char **argv) {
-    if (argc != 4) return 0;
-    site = &__executable_start + strtoul(argv[1], NULL, 0);
+    if (argc < 4) return 0;
     index_at = parse(argv[2]);
     cgraph_at = parse(argv[3]);
     struct sigaction action = {.sa_sigaction = on_trap, .sa_flags = SA_SIGINFO};
     sigaction(SIGTRAP, &action, NULL);
-    unsigned char *page = (unsigned char *)((uintptr_t)site & ~4095ul);
-    if (*site != 0xe8 || mprotect(page, 8192, PROT_READ | PROT_WRITE | PROT_EXEC)) return 3;
-    *site = 0xcc;
+    for (int i = 0; i < SITES; i++) {
+        unsigned long at = i == SITE ? strtoul(argv[1], NULL, 0)
+                           : argc == 6 ? strtoul(argv[3 + i], NULL, 0) : 0;
+        if (!at) continue;
+        sites[i] = &__executable_start + at;
+        unsigned char *page = (unsigned char *)((uintptr_t)sites[i] & ~4095ul);
+        if (mprotect(page, 8192, PROT_READ | PROT_WRITE | PROT_EXEC)) return 3;
+        old[i] = *sites[i];
+        *sites[i] = 0xcc;
+    }
 
     static const int ops[] = {NONE, PLAIN, VIEW, NORM, PLAIN, STAGED, VIEW, NORM, NORM, PLAIN, STAGED,
                               PLAIN, VIEW};
@@ -206,12 +280,17 @@ int main(int argc, char **argv) {
         tensors[i].flags = i == 9 ? 0 : 16;
         if (i > 0 && ops[i - 1] == NORM) tensors[i].src[0] = &tensors[i - 1];
     }
-    struct ggml_threadpool tp = {.abort = -1};
+    struct ggml_threadpool tp = {.abort = -1, .n_graph = 1};
     struct ggml_cplan plan = {.n_threads = 1, .threadpool = &tp};
-    for (int n = 0; n <= N; n++) { /* every length of graph: empty, ends with a view, ... */
-        struct ggml_cgraph g = {.size = N, .n_nodes = n, .nodes = nodes};
+    pool = &tp;
+#ifdef OMP_BARRIER
+    omp_count = &tp.n_barrier;
+#endif
+    for (int n = 0; n <= 2 * N; n++) { /* every length of graph: empty, ends with a view, ... */
+        struct ggml_cgraph g = {.size = N, .n_nodes = n % (N + 1), .nodes = nodes};
         running = &g;
-        say("graph", n, 0);
+        tp.n_graph = 1 + n / (N + 1); /* then as if there was another thread */
+        say("graph", g.n_nodes, 0);
         ggml_graph_compute(&g, &plan);
     }
     fputs(report, stdout);

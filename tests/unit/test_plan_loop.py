@@ -14,6 +14,7 @@ import pytest
 
 from profinfer.elf.disasm import Decoder
 from profinfer.elf.symbols import ElfImage
+from profinfer.probes.loop_point import find_loop_point
 from profinfer.probes.operator_site import (
     Location,
     LoopSite,
@@ -59,9 +60,9 @@ def written(location: Location) -> str:
     return ",".join([location.register, *map(str, location.offsets)])
 
 
-def run_at(path: Path, site: LoopSite) -> list[tuple[str, int, int]]:
+def run_at(path: Path, site: LoopSite, *around: int) -> list[tuple[str, int, int]]:
     done = subprocess.run(
-        [path, hex(site.end), written(site.index), written(site.cgraph)],
+        [path, hex(site.end), written(site.index), written(site.cgraph), *map(hex, around)],
         check=True,
         capture_output=True,
         text=True,
@@ -134,6 +135,63 @@ def test_another_layout_proves_nothing(tmp_path: Path, wrong: dict[str, int]) ->
     image = ElfImage(build(tmp_path, COMPILERS[0], "-O2"))
     decoder = Decoder(image)
     assert [s for f in loop_functions(image) for s in find_loop_sites(decoder, f, **wrong)] == []
+
+
+POINTS = [
+    (opt, barrier, loop, extra)
+    for opt in ("-O2", "-O3")
+    for barrier in ("-DINLINE_BARRIER", "-DOMP_BARRIER")
+    for loop in ((), ("-DOLD_LOOP",), ("-DONE_FUNCTION",), ("-DWORKER",))
+    for extra in ((), ("-DOLD_LOOP",))
+    if extra != loop
+] + [
+    ("-O1", "-DINLINE_BARRIER", (), ()),
+    ("-Os", "-DOMP_BARRIER", ("-DOLD_LOOP",), ()),
+    ("-O2", "", (), ()),
+]
+
+
+@pytest.mark.parametrize("compiler", COMPILERS)
+@pytest.mark.parametrize(("opt", "barrier", "loop", "extra"), POINTS)
+def test_the_point_without_a_barrier_call(
+    tmp_path: Path,
+    compiler: str,
+    opt: str,
+    barrier: str,
+    loop: tuple[str, ...],
+    extra: tuple[str, ...],
+) -> None:
+    path = build(tmp_path, compiler, opt, *(f for f in (barrier, *loop, *extra) if f))
+    image = ElfImage(path)
+    decoder = Decoder(image)
+    found = [
+        site
+        for f in loop_functions(image)
+        if (site := find_loop_point(decoder, f, n_nodes=4, nodes=16, kernel=(6, 18)))
+    ]
+    assert len(found) == 1, "no point was proven"
+    site = found[0]
+    worker = "-DWORKER" in loop
+    around = (site.enter or 0, site.leave or 0)
+    assert not worker or all(around)
+    events = run_at(path, site, *around)
+    last, n_nodes, entered, left, hits = -1, 0, 0, 0, 0
+    for what, a, b in [*events, ("graph", 0, 0)]:
+        if what == "graph":
+            assert last == -1, "a node's end was not seen"
+            assert left <= 1 and entered <= 1
+            assert not n_nodes or (bool(entered), bool(left)) == tuple(map(bool, around))
+            n_nodes, entered, left = a, 0, 0
+        elif what == "ran":
+            assert last == -1
+            last = a
+        elif what == "hit":
+            assert (a - site.bias, b) == (last, 1)
+            last, hits = -1, hits + 1
+            assert bool(entered) == bool(site.enter) and not left
+        else:
+            entered, left = entered + (what == "enter"), left + (what == "leave")
+    assert hits >= 60
 
 
 def test_locations_read_like_code() -> None:
