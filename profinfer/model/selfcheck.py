@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
 
 from profinfer.model.losses import label
 from profinfer.model.trace import Trace
@@ -86,8 +87,33 @@ def _counted(trace: Trace, name: str, good: str, bad: dict[str, str], severity: 
     return Check(name, not found, ", ".join(found) if found else good, severity)
 
 
+_SPANS = ("calls", "samples", "splits", "graphs")
+
+
+def _pairs(trace: Trace) -> Check:
+    """Begins and ends. An excerpt has some of one without the other at its two edges."""
+    found = [f"{trace.losses[f'unmatched_{k}']:,} unmatched {k}" for k in _SPANS
+             if trace.losses[f"unmatched_{k}"]]  # fmt: skip
+    found += [f"{trace.losses[f'cut_{k}']:,} {k} cut off by the end of the recording"
+              for k in _SPANS if trace.losses[f"cut_{k}"]]  # fmt: skip
+    if not found:
+        return Check("pairs", True, "every begin has its end")
+    if trace.excerpt and _lost(trace).ok:
+        text = "an excerpt: what was under way when it began and ended is left out"
+        return Check("pairs", _at_edges(trace), text if _at_edges(trace) else ", ".join(found))
+    return Check("pairs", False, ", ".join(found))
+
+
+def _at_edges(trace: Trace) -> bool:
+    """No more is unmatched than the threads that decode can have had under way."""
+    mains = pd.concat([trace.calls["tid"], trace.graphs["tid"]]).nunique()
+    edges = [trace.losses[f"{how}_{k}"] for how in ("unmatched", "cut") for k in _SPANS]
+    return bool(max(edges) <= max(mains, 1))
+
+
 def checks(trace: Trace) -> list[Check]:
     """All questions that this trace can answer."""
+    excerpt = trace.excerpt and _lost(trace).ok
     out = [
         Check(
             "file",
@@ -95,20 +121,11 @@ def checks(trace: Trace) -> list[Check]:
             "; ".join(trace.problems) if trace.problems else "file whole",
         ),
         _lost(trace),
-        _counted(
-            trace,
-            "pairs",
-            "every begin has its end",
-            {f"unmatched_{k}": f"unmatched {k}" for k in ("calls", "samples", "splits", "graphs")}
-            | {
-                f"cut_{k}": f"{k} cut off by the end of the recording"
-                for k in ("calls", "samples", "splits", "graphs")
-            },
-            "warning",
-        ),
+        _pairs(trace),
     ]
     if trace.meta.plan.ops.mode != "none" and len(trace.graphs):
-        whole, total = int(trace.graphs["complete"].sum()), len(trace.graphs)
+        graphs = trace.graphs[~trace.graphs["cut"]] if excerpt else trace.graphs
+        whole, total = int(graphs["complete"].sum()), len(graphs)
         out.append(
             Check(
                 "nodes",
@@ -136,13 +153,13 @@ def checks(trace: Trace) -> list[Check]:
                 trace,
                 "definitions",
                 "all nodes understood",
-                {
+                ({} if excerpt else {"orphan_ops": "operator records without a graph"})
+                | {
                     "unknown_ops": "nodes of unknown operator",
                     "implausible_nodes": "implausible nodes",
                     "unread_nodes": "unread nodes",
                     "undefined_graphs": "graphs without definition",
                     "bad_index_ops": "records of nodes that the graph does not have",
-                    "orphan_ops": "operator records without a graph",
                     "ambiguous_ops": "operator records with an ambiguous address",
                 },
                 "error",

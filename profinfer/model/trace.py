@@ -51,6 +51,10 @@ TABLES = (
 )
 
 
+# How a recording ends that ends before its target.
+_EXCERPTS = ("duration over", "detached")
+
+
 class Trace:
     """One recorded run.
 
@@ -223,6 +227,16 @@ class Trace:
 
     # -- selection ---------------------------------------------------------------------------
 
+    @property
+    def excerpt(self) -> bool:
+        """The target ran before the recording began, or went on after it ended.
+
+        What was under way at these two moments is left out of every selection; it is no loss.
+        """
+        trailer = self.reader.trailer
+        attached = self.meta.options.get("attached") is True
+        return attached or (trailer is not None and trailer.reason in _EXCERPTS)
+
     def select(
         self,
         *,
@@ -243,6 +257,8 @@ class Trace:
         """
         calls, graphs = self.calls, self.graphs
         kept = np.ones(len(calls), bool)
+        if self.excerpt:
+            kept &= ~calls["cut"].to_numpy()
         phases = calls["phase"].to_numpy()
         warm = phases == "warmup"
         filters: list[str] = []
@@ -260,6 +276,9 @@ class Trace:
             loose = parent < 0
             if phase in (None, "other"):
                 kept_graphs |= loose
+        if self.excerpt:
+            # A graph whose call began before the recording looks like one without a call.
+            kept_graphs &= ~graphs["cut"].to_numpy() & ((parent >= 0) | (len(calls) == 0))
         nodes_kept = np.ones(len(self.nodes), bool)
         if op is not None:
             nodes_kept &= self.nodes["op"].to_numpy() == op

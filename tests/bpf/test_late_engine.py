@@ -132,6 +132,12 @@ def test_attach_for_a_while(running, tmp_path: Path, run_profinfer) -> None:
     # Graphs are whole or known to be cut; none is silently short.
     assert trace.graphs["complete"].sum() >= len(trace.graphs) - 1
     assert trace.reader.meta.options["attached"] is True
+    # What was under way at the two edges is left out, and is no fault of the trace.
+    assert trace.excerpt
+    assert not trace.calls["cut"].to_numpy()[trace.select().calls].any()
+    report = run_profinfer("report", out)
+    assert "an excerpt: what was under way" in " ".join(report.stdout.split())
+    assert "not all is well" not in report.stdout
 
 
 def test_attach_until_the_target_ends(tmp_path: Path, fake_ggml: Path, run_profinfer) -> None:
