@@ -16,12 +16,14 @@ from typing import Any
 from profinfer._version import __version__
 from profinfer.capture.host import describe_host, read_clock
 from profinfer.capture.probing import Probing
+from profinfer.capture.program import AttachError
 from profinfer.capture.recording import Recording, RecordResult
 from profinfer.capture.signals import SignalWatch
 from profinfer.capture.target import Caller, LaunchedTarget, RunningTarget
 from profinfer.capture.watch import LoadWatch
 from profinfer.elf.loader import loader_hook
-from profinfer.errors import ProfinferError
+from profinfer.elf.process import ProcessImages
+from profinfer.errors import ProfinferError, TargetError
 from profinfer.probes.plan import ProbePlan
 from profinfer.tracefile.metadata import Engine, Plan, Target, TraceMetadata
 from profinfer.tracefile.writer import TraceWriter
@@ -38,6 +40,7 @@ class RecordOptions:
         force: replace an existing trace.
         level: ``token``, ``graph`` or ``op``.
         ring_bytes: size of the ring buffer, a power of two.
+        debug_files: files with the symbols that were stripped from the engine.
         duration_s: end the recording after this time, None for the target's end.
         progress: show the progress line.
         shown: the command line's own options, for the trace's header.
@@ -49,6 +52,7 @@ class RecordOptions:
     force: bool = False
     level: str = "op"
     ring_bytes: int
+    debug_files: tuple[Path, ...] = ()
     duration_s: float | None = None
     progress: bool = False
     shown: dict[str, Any] = field(default_factory=dict)
@@ -71,7 +75,8 @@ def record(plan: ProbePlan | None, options: RecordOptions) -> RecordResult:
         if plan is not None:
             probing = Probing(plan, target.pid, options.ring_bytes)
         else:
-            watch = LoadWatch(loader_hook(options.exe), target.pid)
+            images = ProcessImages(target.pid, options.debug_files)
+            watch = LoadWatch(loader_hook(options.exe), images)
         writer = _create(plan, options, target.pid, caller, probing)
         try:
             target.release()
@@ -93,7 +98,12 @@ def attach(plan: ProbePlan, pid: int, options: RecordOptions) -> RecordResult:
         ProfinferError: there is no such process, or probes or file could not be set up.
     """
     with SignalWatch() as signals, RunningTarget(pid) as target:
-        probing = Probing(plan, pid, options.ring_bytes, paused=True)
+        try:
+            probing = Probing(plan, pid, options.ring_bytes, paused=True)
+        except AttachError as error:
+            if target.check() is None:
+                raise
+            raise TargetError(f"process {pid} ended before the probes were in place") from error
         writer = _create(plan, options, pid, Caller.current(), probing)
         return _run(target, signals, writer, probing, None, options)
 

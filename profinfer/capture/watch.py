@@ -47,16 +47,16 @@ class LoadWatch:
 
     Args:
         hook: the loader's hook.
-        pid: the process, held at its gate.
+        images: of the process, which is held at its gate.
     """
 
-    def __init__(self, hook: LoaderHook, pid: int) -> None:
-        self._images = ProcessImages(pid)
+    def __init__(self, hook: LoaderHook, images: ProcessImages) -> None:
+        self._images = images
         self._armed: set[str] = set()
         self._seen = [0, 0]
         text = "#include <linux/ptrace.h>\n" + (bpf_folder() / "watch.bpf.c").read_text()
         flags = [f"-DPF_SIGSTOP={int(signal.SIGSTOP)}"]
-        self._program = Program(text, flags, headers=headers_folder(), pid=pid)
+        self._program = Program(text, flags, headers=headers_folder(), pid=images.pid)
         self._program.attach(AttachPoint("pf_on_load", str(hook.path), hook.offset, False))
 
     def look(self) -> Stop | None:

@@ -50,6 +50,13 @@ _SHOWN_FACTS = 3  # struct offsets named in the table; JSON has them all
     help="How deep to look.",
 )
 @click.option(
+    "--debug-file",
+    "debug_files",
+    multiple=True,
+    type=click.Path(exists=True, dir_okay=False),
+    help="A file with symbols that were stripped from the program or a library; repeatable.",
+)
+@click.option(
     "--format",
     "form",
     type=click.Choice(["table", "json"]),
@@ -57,7 +64,13 @@ _SHOWN_FACTS = 3  # struct offsets named in the table; JSON has them all
     show_default=True,
     help="For a person or for a program.",
 )
-def command(program: str, arguments: tuple[str, ...], level: str, form: str) -> None:
+def command(
+    program: str,
+    arguments: tuple[str, ...],
+    level: str,
+    debug_files: tuple[str, ...],
+    form: str,
+) -> None:
     """Show which probes PROGRAM would get, and why. Needs no privileges.
 
     ARGUMENTS of the program may follow and are ignored.
@@ -65,7 +78,7 @@ def command(program: str, arguments: tuple[str, ...], level: str, form: str) -> 
     from profinfer.elf.modules import open_program
     from profinfer.probes.plan import make_plan
 
-    opened = open_program(program)
+    opened = open_program(program, debug_files=debug_files)
     plan = make_plan(opened, level)
     if form == "json":
         click.echo(json.dumps(describe(opened, plan), indent=2))

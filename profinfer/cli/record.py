@@ -66,6 +66,13 @@ def _ring_bytes(text: str) -> int:
     help="Buffer between kernel and recorder, such as 512K or 64M; a power of two.",
 )
 @click.option(
+    "--debug-file",
+    "debug_files",
+    multiple=True,
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="A file with symbols that were stripped from the program or a library; repeatable.",
+)
+@click.option(
     "--progress/--no-progress",
     default=None,
     help="Progress line on stderr. Default: when stderr is a terminal that the target does "
@@ -83,6 +90,7 @@ def command(
     force: bool,
     level: str,
     ring_size: str,
+    debug_files: tuple[Path, ...],
     progress: bool | None,
     dry_run: bool,
     print_bpf: bool,
@@ -114,6 +122,7 @@ def command(
             force=force,
             level=level,
             ring_bytes=ring_bytes,
+            debug_files=debug_files,
             duration_s=None if duration is None else _seconds(duration),
             # A line that rewrites itself on the terminal the target prints to would spoil both.
             progress=sys.stderr.isatty() and not sys.stdout.isatty()
@@ -152,13 +161,13 @@ def _prepare(
     from profinfer.probes.plan import make_plan
 
     if pid is not None:
-        program = ProcessImages(pid).program()
+        program = ProcessImages(pid, options.debug_files).program()
         argv = Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").split("\0")[:-1]
         options = replace(
             options, argv=argv, exe=program.path, shown={**options.shown, "attached": True}
         )
         return make_plan(program, level=options.level), options
-    program = open_program(command[0])
+    program = open_program(command[0], debug_files=options.debug_files)
     options = replace(options, exe=program.path)
     if any("ggml-cpu" in image.roles for image in program.images):
         return make_plan(program, level=options.level), options
@@ -209,8 +218,8 @@ def _finish(result: RecordResult, options: RecordOptions) -> int:
         options.output.unlink(missing_ok=True)
         raise TargetError(
             f"no ggml or llama.cpp was loaded: the target {ended} and nothing was recorded",
-            hint="a child process of the target is not recorded; give the program that runs "
-            "the model",
+            hint="a child process is not recorded: give the program that runs the model; one "
+            "whose symbols are stripped needs its --debug-file",
             exit_code=status or 1,
         )
     if result.implausible is not None:

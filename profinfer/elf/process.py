@@ -6,10 +6,11 @@ Reads /proc only; nothing of the process is stopped or changed.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from profinfer.elf.debugfile import matches
 from profinfer.elf.modules import EngineImage, Program, roles_of
 from profinfer.elf.symbols import ElfImage
 from profinfer.errors import TargetError
@@ -71,10 +72,16 @@ def _openable(pid: int, path: str, where: str) -> Path:
 
 
 class ProcessImages:
-    """The engine images of one process; remembers what it has read between looks."""
+    """The engine images of one process; remembers what it has read between looks.
 
-    def __init__(self, pid: int) -> None:
+    Args:
+        pid: the process.
+        debug_files: files with the symbols that were stripped from its images.
+    """
+
+    def __init__(self, pid: int, debug_files: Sequence[Path] = ()) -> None:
         self.pid = pid
+        self._debug_files = [ElfImage(path) for path in debug_files]
         self._known: dict[str, EngineImage | None] = {}
 
     def look(self) -> tuple[EngineImage, ...]:
@@ -82,11 +89,25 @@ class ProcessImages:
         found = []
         for mapping in executable_mappings(self.pid):
             if mapping.path not in self._known:
-                self._known[mapping.path] = _engine_image(mapping)
+                self._known[mapping.path] = self._read(mapping)
             image = self._known[mapping.path]
             if image is not None:
                 found.append(image)
         return tuple(found)
+
+    def _read(self, mapping: Mapping) -> EngineImage | None:
+        try:
+            image = ElfImage(mapping.opened)
+            names = image.table(".dynstr") + image.table(".strtab")
+        except TargetError:
+            return None  # not ours to judge: vdso, other machines' files
+        given = next((d for d in self._debug_files if matches(image, d)), None)
+        if given is not None:
+            image.debug = given
+        elif not any(sign in names for sign in _SIGNS):
+            return None
+        roles = roles_of(image)
+        return EngineImage(image, roles) if roles else None
 
     def program(self) -> Program:
         """The first engine of the process as a program to plan for, and the others' paths.
@@ -104,18 +125,6 @@ class ProcessImages:
             )
         others = tuple(image.elf for engine in engines[1:] for image in engine)
         return Program(path, engines[0], others, ())
-
-
-def _engine_image(mapping: Mapping) -> EngineImage | None:
-    try:
-        image = ElfImage(mapping.opened)
-        names = image.table(".dynstr") + image.table(".strtab")
-    except TargetError:
-        return None  # not ours to judge: vdso, other machines' files
-    if not any(sign in names for sign in _SIGNS):
-        return None
-    roles = roles_of(image)
-    return EngineImage(image, roles) if roles else None
 
 
 def engines_of(images: Iterable[EngineImage]) -> list[tuple[EngineImage, ...]]:

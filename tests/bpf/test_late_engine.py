@@ -225,3 +225,23 @@ def test_wrong_words(run_profinfer) -> None:
     odd = run_profinfer("record", "--pid", str(os.getpid()), "--duration", "soon")
     assert odd.returncode == 2
     assert "soon" in odd.stderr
+
+
+def test_stripped_program_with_its_debug_file(tmp_path, build_fake_ggml, run_profinfer) -> None:
+    """A static program without any names in it, and the file that has them."""
+    full, bare = tmp_path / "full", tmp_path / "bare"
+    debug, out = tmp_path / "full.debug", tmp_path / "t.pf"
+    shutil.copy(build_fake_ggml(static=True, cflags="-Wl,--no-export-dynamic"), full)
+    subprocess.run(["objcopy", "--only-keep-debug", full, debug], check=True)
+    subprocess.run(["strip", "-o", bare, full], check=True)
+    target = ["--", bare, "--tokens", "2", "--out", "/dev/null"]
+    refused = run_profinfer("record", "-o", out, *target)
+    assert refused.returncode == 1
+    assert "stripped" in refused.stderr
+    assert "--debug-file" in refused.stderr
+    assert not out.exists()
+    result = run_profinfer("record", "--debug-file", debug, "-o", out, *target)
+    assert result.returncode == 0, result.stderr
+    trace = Trace.open(out)
+    assert len(trace.calls) == 4
+    assert trace.graphs["complete"].all()
