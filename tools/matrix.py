@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -180,7 +181,7 @@ def compile_cell(cell: Cell, folder: Path, run: Path, jobs: int) -> None:
         "cmake_minimum_required(VERSION 3.14)\nproject(matrix C CXX)\n"
         f"add_subdirectory({source} engine)\n"
         f"add_executable(matrix-driver {DRIVER})\n"
-        "target_link_libraries(matrix-driver llama ggml)\n"
+        "target_link_libraries(matrix-driver llama)\n"
         "set_target_properties(matrix-driver PROPERTIES LINKER_LANGUAGE CXX)\n"
     )
     flags = [
@@ -360,8 +361,61 @@ def main() -> int:
     return int(any(r["verdict"] == "WRONG" for r in known.values()))
 
 
+INTRO = """# Which builds of llama.cpp are seen
+
+Written by `make matrix` (`tools/matrix.py`) from real builds and recordings; do not edit. Each
+build ran `tools/matrix_driver.c`: a prompt of 7 tokens, then 12 tokens one by one, of a generated
+model, on 2 threads. Builds are CMake's Release (-O3) with GGML_NATIVE and OpenMP unless said
+otherwise, by gcc 12 and by clang 14 with its libomp. In rows with a star only ggml was compiled
+this way; libllama is the gcc build.
+
+**op level right** means: names, operators, types, shapes, sources and order of all nodes of the
+prompt's graph are what the engine shows to its own evaluation callback; in every graph both
+threads passed every node with work exactly once; nothing was lost, and no operator takes longer
+than its graph. **graph level only**: nodes are compared the same way, but operators have no times.
+**refused**: nothing is recorded, and the message says what to do.
+
+"""
+
+
 def write_table(known: dict[str, Any]) -> None:
     """docs/matrix.md, from the results."""
+    rows = [
+        "| llama-cpp-python | build | verdict | an operator's end is seen at |",
+        "| --- | --- | --- | --- |",
+    ]
+    for cell in CELLS:
+        result = known.get(cell.name, {"verdict": "not tried"})
+        build_text = f"{cell.linking}, {cell.compiler}"
+        build_text += f", {cell.options}" if cell.options else ""
+        build_text += ", stripped" if cell.strip == "all" else ""
+        base = next((c for c in CELLS if c.name == cell.of), cell)
+        build_text += " *" if base.engine_only else ""
+        verdict = result["verdict"]
+        if verdict == "op level right":
+            seen = ", ".join(dict.fromkeys(f"`{how(s)}`" for s in result["sites"]))
+            seen += f"; {result['seen']}"
+        else:
+            text = "; ".join(result.get("wrong", ())) or result.get("why", "")
+            seen = text.replace(str(HERE / "build" / cell.name / "run") + "/", "")
+            seen = " ".join(seen.removeprefix("profinfer: ").split())
+        rows.append(f"| {cell.version} | {build_text} | {verdict} | {seen} |")
+    (ROOT / "docs/matrix.md").write_text(INTRO + "\n".join(rows) + "\n" + NOTES)
+
+
+def how(site: str) -> str:
+    """An instruction without its address."""
+    return re.sub(r" 0x[0-9a-f]+$", "", site)
+
+
+NOTES = """
+A jump in the last column is the conditional jump that decides about the barrier, inlined or
+OpenMP's, that follows it: the thread has finished the operator and does not wait yet. How such a
+point is found and proven: [finding-operators.md](finding-operators.md).
+
+Not tried: gcc -O0 and -Og, sanitizers, musl, backends as plug-ins (GGML_BACKEND_DL) beside those
+of the tests, ARM, and other combinations of the columns.
+"""
 
 
 if __name__ == "__main__":

@@ -12,12 +12,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from profinfer.elf.disasm import Decoder, Insn, Mem, Reg
+from profinfer.elf.disasm import Decoder, Imm, Insn, Mem, Reg
 from profinfer.elf.values import State, Value
 from profinfer.elf.x86 import step
 
-_LIMIT = 120_000  # instructions of one function
+_LIMIT = 200_000  # instructions of one function
 _TABLE_LIMIT = 1024
+_BEFORE = 12  # instructions between a comparison and the switch that it guards
 # Calls that do not come back; what follows them in memory is other code.
 _NO_RETURN = {
     "abort",
@@ -106,6 +107,27 @@ class Cfg:
         loops = [Loop(header, frozenset(body)) for header, body in bodies.items()]
         return sorted(loops, key=lambda loop: len(loop.body))
 
+    @cached_property
+    def unresolved(self) -> frozenset[int]:
+        """Blocks that end with a jump whose targets are not known."""
+        return frozenset(b for b, block in self.blocks.items() if block.unresolved)
+
+    @cached_property
+    def returning(self) -> frozenset[int]:
+        """Blocks from which the function can return; the others end in an abort."""
+        back: set[int] = set()
+        todo = [
+            b
+            for b, block in self.blocks.items()
+            if block.insns[-1].flow in ("ret", "jmp") and not block.successors
+        ]
+        while todo:
+            at = todo.pop()
+            if at not in back:
+                back.add(at)
+                todo += self.predecessors[at]
+        return frozenset(back)
+
     def reach(
         self, begins: Iterable[int], within: frozenset[int] | None = None, cut: Iterable[int] = ()
     ) -> set[int]:
@@ -144,6 +166,7 @@ class _Builder:
     insns: dict[int, Insn] = field(default_factory=dict)
     following: dict[int, tuple[int, ...]] = field(default_factory=dict)
     indirect: dict[int, list[Insn]] = field(default_factory=dict)  # jump -> line before it
+    ending: dict[int, int] = field(default_factory=dict)  # end of an instruction -> its address
     tables: dict[int, None] = field(default_factory=dict)  # addresses of data taken by lea
 
     def build(self) -> Cfg | None:
@@ -173,6 +196,7 @@ class _Builder:
                 if insn is None or len(self.insns) > _LIMIT:
                     return False
                 self.insns[at] = insn
+                self.ending[insn.end] = at
                 line.append(insn)
                 if insn.mnemonic == "lea" and isinstance(insn.operands[-1], Mem):
                     place = insn.operands[-1]
@@ -235,25 +259,57 @@ class _Builder:
             return ()
         size, address = table[2], table[1]
         if size == 8 and value.atom is not None and any(n == 8 for _a, n in address.terms):
-            return self._targets(address.const, None) if len(address.terms) == 1 else ()
+            count = self._entries(line)
+            return self._targets(address.const, None, count) if len(address.terms) == 1 else ()
         if size != 4 or not any(n == 4 for _a, n in address.terms):
             return ()
+        count = self._entries(line)
         if len(address.terms) == 1 and len(value.terms) == 1:
-            return self._targets(address.const, value.const)
+            return self._targets(address.const, value.const, count)
         # The table's address was taken elsewhere: any table of this function may be meant, which
         # only adds paths.
         found: dict[int, None] = {}
         for base in self.tables:
-            found |= dict.fromkeys(self._targets(base, base))
+            found |= dict.fromkeys(self._targets(base, base, count))
         return tuple(sorted(found))
 
-    def _targets(self, at: int, base: int | None) -> tuple[int, ...]:
+    def _entries(self, line: list[Insn]) -> int:
+        """Entries of a table, from the comparison before the jump; a limit if there is none."""
+        into = line[0].address
+        for _ in range(_BEFORE):
+            before = self.ending.get(into)
+            if before is None:
+                break
+            into = before
+            jump = self.insns[before]
+            if jump.mnemonic in ("ja", "jae"):
+                return self._compared(jump, 1 if jump.mnemonic == "ja" else 0)
+        for jump in self.insns.values():
+            if jump.mnemonic in ("jb", "jbe") and jump.target == line[0].address:
+                return self._compared(jump, 1 if jump.mnemonic == "jbe" else 0)
+        return _TABLE_LIMIT
+
+    def _compared(self, jump: Insn, more: int) -> int:
+        at = jump.address
+        for _ in range(_BEFORE):
+            before = self.ending.get(at)
+            if before is None:
+                break
+            at = before
+            insn = self.insns[at]
+            if insn.mnemonic == "cmp" and isinstance(insn.operands[1], Imm):
+                return min(insn.operands[1].value + more, _TABLE_LIMIT)
+            if "rflags" in insn.writes or insn.flow:
+                break
+        return _TABLE_LIMIT
+
+    def _targets(self, at: int, base: int | None, count: int) -> tuple[int, ...]:
         image = self.decoder.image
         section = image.section_at(at)
         if section is None or not section.has_bytes or (base is not None and section.executable):
             return ()
         found: dict[int, None] = {}
-        for i in range(_TABLE_LIMIT):
+        for i in range(count):
             if base is None:
                 target = image.pointer(at + 8 * i)
             else:
@@ -355,14 +411,24 @@ def _dominators(entry: int, successors: dict[int, tuple[int, ...]]) -> dict[int,
     return found
 
 
-def postdominators(cfg: Cfg, blocks: Iterable[int]) -> dict[int, int]:
-    """Immediate postdominators among the blocks that some blocks lead to; -1 is the end."""
-    region = cfg.reach(blocks)
-    back: dict[int, list[int]] = {b: [] for b in (*region, -1)}
-    for b in region:
-        after = [s for s in cfg.blocks[b].successors if s in region]
+def postdominators(cfg: Cfg, region: Iterable[int], ends: Iterable[int] = ()) -> dict[int, int]:
+    """Immediate postdominators in a region; -1 is its end.
+
+    Args:
+        cfg: the graph.
+        region: blocks.
+        ends: blocks that paths of the region end before entering; a path also ends where a
+            block has no successor, but not where it only leaves the region.
+    """
+    inside, stop = set(region), set(ends)
+    back: dict[int, list[int]] = {b: [] for b in (*inside, -1)}
+    for b in inside:
+        after = cfg.blocks[b].successors
         for s in after:
-            back[s].append(b)
+            if s in stop:
+                back[-1].append(b)
+            elif s in inside:
+                back[s].append(b)
         if not after:
             back[-1].append(b)
     return _dominators(-1, {b: tuple(p) for b, p in back.items()})

@@ -6,7 +6,8 @@ twenty times under a hypervisor.
 
 x86-64 (arch/x86/kernel/uprobes.c):
   branch_setup_xol_ops: e8 (call), eb and e9 (jmp), 90 with any prefix (nop), 70..7f and
-    0f 80..8f (jcc). A 66 prefix on a branch makes the kernel refuse the probe.
+    0f 80..8f (jcc). A 66 prefix on a branch makes the kernel refuse the probe, and so does a
+    segment or lock prefix on anything (uprobe_init_insn, is_prefix_bad).
     Since 6.16 also the kernel's own multi-byte nops (x86_nops[length]).
   push_setup_xol_ops: 50..57, alone or after exactly the REX prefix 41 (push r8..r15).
   Everything else is stepped: indirect call and jmp, ret, lea, mov, test, endbr64.
@@ -32,11 +33,10 @@ _X86_NOPS = {
         "0f1f8000000000",
         "0f1f840000000000",
         "660f1f840000000000",
-        "662e0f1f840000000000",
-        "66662e0f1f840000000000",
     )
 }
 _X86_PREFIXES = frozenset(b"\x26\x2e\x36\x3e\x64\x65\x66\x67\xf0\xf2\xf3")
+_X86_REFUSED = frozenset(b"\x26\x2e\x36\x3e\xf0")  # es, cs, ss, ds, lock (is_prefix_bad)
 _NOPS_SINCE = (6, 16)
 _ARM_NOP_SINCE = (6, 13)
 
@@ -62,10 +62,17 @@ def emulated_as(raw: bytes, machine: str, kernel: tuple[int, int]) -> str | None
 
 
 def refused(raw: bytes, machine: str) -> bool:
-    """Whether the kernel refuses a uprobe here: branches with a 66 prefix on x86."""
+    """Whether the kernel refuses a uprobe here, on x86.
+
+    It does where a branch has a 66 prefix, and where an instruction of any kind (long nops, too)
+    has a segment or lock prefix. A probe that is set before the file is mapped is then lost
+    without an error.
+    """
     if machine != "x86_64":
         return False
     prefixes, opcode = _split(raw)
+    if set(prefixes) & _X86_REFUSED:
+        return True
     return 0x66 in prefixes and _branch(opcode) in ("call", "jmp", "jcc")
 
 
@@ -96,6 +103,8 @@ def _branch(opcode: bytes) -> str | None:
 
 def _x86(raw: bytes, kernel: tuple[int, int]) -> str | None:
     prefixes, opcode = _split(raw)
+    if set(prefixes) & _X86_REFUSED:
+        return None
     if opcode and 0x50 <= opcode[0] <= 0x57:
         return "push" if raw[:-1] in (b"", b"\x41") else None
     if raw in _X86_NOPS and kernel >= _NOPS_SINCE:

@@ -31,6 +31,7 @@ class Layout:
         flags: name of a tensor flag -> bit.
         versions: versions of ggml that have exactly this layout.
         markers: field -> function that engines with this field have.
+        no_operators: why operators of these engines cannot be told apart, or "".
     """
 
     id: str
@@ -47,6 +48,7 @@ class Layout:
     flags: dict[str, int] = field(default_factory=dict)
     versions: tuple[str, ...] = ()
     markers: dict[str, str] = field(default_factory=dict)
+    no_operators: str = ""
 
     def without(self, key: str) -> Layout:
         """The same layout for an engine that lacks a field (``cgraph.uid``, ``flags.compute``)."""
@@ -59,7 +61,7 @@ class Layout:
     def to_json(self) -> dict[str, Any]:
         """The layout as the trace's metadata keeps it."""
         data = asdict(self)
-        del data["versions"], data["markers"]
+        del data["versions"], data["markers"], data["no_operators"]
         return data
 
 

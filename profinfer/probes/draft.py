@@ -118,6 +118,8 @@ class Draft:
     # --- operators ------------------------------------------------------------------------
     def add_operators(self, layout: Layout) -> OpsPlan:
         """Operator probes: the loop's own barrier call if proven, else begins and barriers."""
+        if layout.no_operators:
+            return OpsPlan("none", why=layout.no_operators)
         offsets = layout.cgraph
         reasons: list[str] = []
         for image in self.images:

@@ -52,7 +52,9 @@ def _from_debug(facts: EngineFacts, written: Layout) -> tuple[Layout | None, str
     same = next((k for k in layouts() if _alike(k, written)), None)
     if same is not None:
         evidence += f"; the same as {same.id}"
-        written = replace(written, id=same.id, batch_ext=same.batch_ext)
+        written = replace(
+            written, id=same.id, batch_ext=same.batch_ext, no_operators=same.no_operators
+        )
     if facts.offsets:
         evidence += f"; {_agreed(facts)}"
     return replace(written, evidence=evidence), ""

@@ -59,7 +59,12 @@ def find_loop_point(
     cfg = build_cfg(decoder, function.address)
     if cfg is None:
         return None
+    waiting = {
+        b for b, block in cfg.blocks.items() if any(_waits(decoder, insn) for insn in block.insns)
+    }
     for loop in cfg.loops:
+        if not waiting & loop.body:
+            continue
         found = _LoopView(decoder, cfg, loop, kernel, n_nodes)
         if not found.computing or found.opaque:
             continue
@@ -158,23 +163,8 @@ class _LoopView:
     @cached_property
     def opaque(self) -> bool:
         """Whether the loop leads to a jump whose targets are not known."""
-        inside = self.cfg.reach([self.loop.header])
-        return any(self.cfg.blocks[b].unresolved for b in inside)
-
-    @cached_property
-    def returning(self) -> set[int]:
-        """Blocks from which the function can return; the others end in an abort."""
-        back: set[int] = set()
-        todo = [
-            b for b, block in self.cfg.blocks.items() if block.insns[-1].flow in ("ret", "jmp")
-            and not block.successors
-        ]  # fmt: skip
-        while todo:
-            at = todo.pop()
-            if at not in back:
-                back.add(at)
-                todo += self.cfg.predecessors[at]
-        return back
+        unknown = self.cfg.unresolved
+        return bool(unknown) and bool(self.cfg.reach([self.loop.header]) & unknown)
 
     @cached_property
     def exits(self) -> set[int]:
@@ -183,15 +173,14 @@ class _LoopView:
             s
             for b in self.loop.body
             for s in self.cfg.blocks[b].successors
-            if s not in self.loop.body and s in self.returning
+            if s not in self.loop.body and s in self.cfg.returning
         }
 
     # --- the point ------------------------------------------------------------------------
     def points(self) -> Iterator[tuple[int, Block]]:
         """(address, block) of what is passed once an operator before the wait, the best first."""
-        chain = [self.cfg.blocks[b] for b in self.loop.body if self._once(self.cfg.blocks[b])]
-        chain.sort(key=lambda block: self._depth(block.begin), reverse=True)
-        found = [(insn, block) for block in chain for insn in self._before_wait(block)]
+        chain = [self.cfg.blocks[b] for b in self._after_all() if self._once(self.cfg.blocks[b])]
+        found = [(insn, block) for block in chain[::-1] for insn in self._before_wait(block)]
         machine = self.decoder.image.machine
         cheap = [bool(emulated_as(insn.raw, machine, self.kernel)) for insn, _b in found]
         for wanted in (True, False):
@@ -199,27 +188,27 @@ class _LoopView:
                 if emulated is wanted and not refused(insn.raw, machine):
                     yield insn.address, block
 
-    def _depth(self, begin: int) -> int:
-        depth = 0
-        while begin != self.cfg.entry:
-            begin, depth = self.cfg.dominators[begin], depth + 1
-        return depth
+    def _after_all(self) -> list[int]:
+        """Blocks on every path from each computing call to the next round, in their order."""
+        body, header = self.loop.body, self.loop.header
+        above = postdominators(self.cfg, body, [header, *self.exits])
+        common: list[int] | None = None
+        for block in self.computing:
+            if block not in above:
+                continue  # leads to an abort only
+            chain = [block]
+            while above[chain[-1]] != -1:
+                chain.append(above[chain[-1]])
+            shared = set(chain)
+            common = chain if common is None else [b for b in common if b in shared]
+            if not common:
+                break
+        return common or []
 
     def _once(self, block: Block) -> bool:
-        body, header, cfg = self.loop.body, self.loop.header, self.cfg
-        after = cfg.reach(block.successors, body, cut=[header])
-        if block.begin in after or after & self.computing:
-            return False
-        for other in self.computing - {block.begin}:
-            # From every computing call on, nothing but this block leads on.
-            free = cfg.reach(cfg.blocks[other].successors, body, cut=[header, block.begin])
-            for b in (*free, other):
-                for s in cfg.blocks[b].successors:
-                    if s == header and s != block.begin:
-                        return False
-                    if s not in body and s in self.returning:
-                        return False
-        return True
+        """Whether neither the block itself nor computing follows it in the same round."""
+        after = self.cfg.reach(block.successors, self.loop.body, cut=[self.loop.header])
+        return block.begin not in after and not after & self.computing
 
     def _before_wait(self, block: Block) -> list[Insn]:
         """Instructions of a block after its computing and before its first wait, the last first."""
@@ -282,7 +271,7 @@ class _LoopView:
         """An instruction that a thread passes once after the loop, whichever way it left it."""
         if self.gate is None or not self.exits:
             return None
-        above = postdominators(self.cfg, self.exits)
+        above = postdominators(self.cfg, self.cfg.reach(self.exits))
         common: list[int] | None = None
         for target in self.exits:
             chain = [target]
@@ -297,14 +286,15 @@ class _LoopView:
                 return self._cheapest(self.cfg.blocks[b].insns)
         return None
 
-    def _cheapest(self, line: Sequence[Insn]) -> int:
+    def _cheapest(self, line: Sequence[Insn]) -> int | None:
         machine = self.decoder.image.machine
-        for insn in line:
+        possible = [insn for insn in line if not refused(insn.raw, machine)]
+        for insn in possible:
             if emulated_as(insn.raw, machine, self.kernel):
                 return insn.address
             if insn.flow:
                 break
-        return line[0].address
+        return possible[0].address if possible else None
 
 
 def _prove(

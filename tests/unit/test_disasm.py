@@ -34,7 +34,8 @@ needs_as = pytest.mark.skipif(shutil.which("cc") is None, reason="no assembler")
         ("ff6068", None),  # jmp [rax+0x68]
         ("7407", "jcc"),
         ("0f8400010000", "jcc"),
-        ("2e7407", "jcc"),  # branch hint
+        ("2e7407", None),  # branch hint: a segment prefix is refused
+        ("662e0f1f840000000000", None),  # the long nop of compilers: the same
         ("667407", None),
         ("90", "nop"),
         ("f390", "nop"),  # pause
@@ -64,6 +65,11 @@ def test_long_nops_are_emulated_only_by_newer_kernels() -> None:
 def test_word_sized_branches_are_refused() -> None:
     assert refused(bytes.fromhex("66e80000"), "x86_64")
     assert not refused(bytes.fromhex("6690"), "x86_64")
+
+
+@pytest.mark.parametrize("code", ["2e7407", "662e0f1f840000000000", "3effe0", "f00fc10a"])
+def test_segment_and_lock_prefixes_are_refused(code: str) -> None:
+    assert refused(bytes.fromhex(code), "x86_64")
 
 
 @pytest.mark.parametrize(
