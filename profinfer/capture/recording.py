@@ -20,7 +20,7 @@ from profinfer.capture.progress import ProgressLine
 from profinfer.capture.signals import SignalWatch, pass_on
 from profinfer.capture.target import ExitStatus, LaunchedTarget, RunningTarget
 from profinfer.capture.watch import LoadWatch, Stop
-from profinfer.errors import TraceError
+from profinfer.errors import ProfinferError, TraceError
 from profinfer.probes.plan import ProbePlan, make_plan
 from profinfer.tracefile.metadata import Trailer
 from profinfer.tracefile.schema import CNT_COUNT, CNT_OP_RECORDS, CNT_SENT, ChunkKind, Kind
@@ -105,6 +105,7 @@ class Recording:
         self._other_engines: tuple[str, ...] = ()
         self._implausible: Verdict | None = None
         self._write_error: TraceError | None = None
+        self._failure: ProfinferError | None = None
         self._interrupts = 0
         self._mapped = False
         self._loss_at = time.monotonic() + _LOSS_PERIOD_S
@@ -126,7 +127,11 @@ class Recording:
         self._json(ChunkKind.UPDATE, {"options": {"attached": True, "attached_ns": now}})
 
     def run(self) -> RecordResult:
-        """Drain until the target has ended or the recording is over, then finish the file."""
+        """Drain until the target has ended or the recording is over, then finish the file.
+
+        Raises:
+            ProfinferError: the engine was loaded later, and its probes could not be put in place.
+        """
         status = None
         reason = "target exited"
         while status is None:
@@ -183,6 +188,9 @@ class Recording:
         try:
             if stop is Stop.USED:
                 self._start_late(watch)
+        except ProfinferError as error:
+            # The target is the user's program: it goes on, and we say at its end what failed.
+            self._failure = error
         finally:
             target.resume()
 
@@ -269,6 +277,10 @@ class Recording:
     # --- the end --------------------------------------------------------------------------
     def _finish(self, status: ExitStatus | None, reason: str) -> RecordResult:
         probing = self._probing
+        if self._failure is not None:
+            self._writer.close()
+            self._writer.path.unlink(missing_ok=True)
+            raise self._failure
         counters = [0] * CNT_COUNT
         if probing is not None:
             # Threads of a target that runs on still write to their batches: those stay behind,
