@@ -69,10 +69,7 @@ def debug_layout(images: Sequence[EngineImage]) -> Layout | None:
             },
             buffer={"usage": buffer.members["usage"].offset},
             batch=_batch(structs),
-            flags={
-                name.removeprefix("GGML_TENSOR_FLAG_").lower(): value
-                for name, value in enums.get(_FLAGS, {}).items()
-            },
+            flags=_flags(enums),
         )
     except KeyError:
         return None  # an engine whose structs lack what every known one has
@@ -96,3 +93,14 @@ def _batch(structs: dict[str, Struct]) -> dict[str, int]:
     if batch is None:
         return dict(layouts()[0].batch)
     return {name: batch.members[name].offset for name in names}
+
+
+def _flags(enums: dict[str, dict[str, int]]) -> dict[str, int]:
+    """Compilers leave out an enumeration that no variable has; the values are public and old.
+
+    Whether the engine uses a flag is read from its code.
+    """
+    told = enums.get(_FLAGS)
+    if not told:
+        return dict(layouts()[0].flags)
+    return {name.removeprefix("GGML_TENSOR_FLAG_").lower(): v for name, v in told.items()}

@@ -15,7 +15,8 @@ from profinfer.elf.symbols import Function
 from profinfer.engine.catalog import Layout
 from profinfer.probes.catalog import FUSED_ENTRIES, OPERATOR_ENTRY
 from profinfer.probes.cost import hit_cost
-from profinfer.probes.loop_search import WORKER, loop_sites
+from profinfer.probes.loop_point import waits_inline
+from profinfer.probes.loop_search import THREAD, WORKER, loop_sites
 from profinfer.probes.operator_site import (
     BARRIER,
     Location,
@@ -200,37 +201,46 @@ class Draft:
             self.probes = [p for p in self.probes if p not in begins]
             return OpsPlan("none", why=f"{why}; and the program has no function {missing}")
         image, f = barrier
-        if not _waits_by_call(image):
-            # clang inlines the barrier: its entry would never be hit, waits would count as work.
+        entry, why_not = _waiting_function(image)
+        if entry is None:
             self.probes = [p for p in self.probes if p not in begins]
-            return OpsPlan("none", why=f"{why}; and the loop does not call {BARRIER}")
+            return OpsPlan("none", why=f"{why}; and {why_not}")
         for name in FUSED_ENTRIES:
-            for image, f in self.find(name):
-                site = entry_site(image.decoder, f.address, arguments=2, kernel=self.kernel)
-                self.add("op.begin", image, f.name, site)
+            for fused_image, fused in self.find(name):
+                site = entry_site(
+                    fused_image.decoder, fused.address, arguments=2, kernel=self.kernel
+                )
+                self.add("op.begin", fused_image, fused.name, site)
         last = self.add(
             "op.barrier", image, f.name, entry_site(image.decoder, f.address, kernel=self.kernel)
         )
-        for entry in _thread_entries(image):
-            enter = entry_site(image.decoder, entry.address, returns=True, kernel=self.kernel)
-            self.add("op.enter", image, entry.name, enter)
-            self.add("op.leave", image, entry.name, enter, kind="uretprobe")
+        enter = entry_site(image.decoder, entry.address, returns=True, kernel=self.kernel)
+        self.add("op.enter", image, entry.name, enter)
+        self.add("op.leave", image, entry.name, enter, kind="uretprobe")
         return OpsPlan("pair", why=why, cost_ns=begins[0].cost_ns + last.cost_ns)
 
 
-def _waits_by_call(image: EngineImage) -> bool:
-    """Whether some function that may be the graph loop calls the barrier."""
+def _waiting_function(image: EngineImage) -> tuple[Function | None, str]:
+    """The one function that may hold the graph loop and waits by calling the barrier only.
+
+    Where a barrier is inlined (clang does), the barrier's entry would not be hit, and waits would
+    count as work.
+    """
     named = loop_functions(image.elf)
-    spans = [bounds for f in named if (bounds := image.elf.bounds(f.address))]
-    if any(next(calls_to(image.elf, BARRIER, *span), None) is not None for span in spans):
-        return True
-    return bool(functions_by_calls(image.decoder, BARRIER))
+    possible = [f for f in named if _calls_barrier(image, f)]
+    possible = possible or functions_by_calls(image.decoder, BARRIER)
+    threads = [f for f in possible if f.base == THREAD]
+    if not possible:
+        return None, f"the loop does not call {BARRIER}"
+    if len(threads or possible) > 1:
+        return None, "it is not known which function each thread runs"
+    for f in {*named, *possible}:
+        bounds = image.elf.bounds(f.address)
+        if bounds and any(waits_inline(image.decoder, i) for i in image.decoder.straight(*bounds)):
+            return None, f"{f.name} waits without calling {BARRIER}"
+    return (threads or possible)[0], ""
 
 
-def _thread_entries(image: EngineImage) -> list[Function]:
-    """Functions that each thread runs once a graph, for mode pair."""
-    return [
-        f
-        for f in loop_functions(image.elf)
-        if f.base == "ggml_graph_compute_thread" or "._omp_fn" in f.name
-    ][:1]
+def _calls_barrier(image: EngineImage, function: Function) -> bool:
+    bounds = image.elf.bounds(function.address)
+    return bounds is not None and next(calls_to(image.elf, BARRIER, *bounds), None) is not None

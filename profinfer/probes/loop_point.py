@@ -107,6 +107,13 @@ def _waits(decoder: Decoder, insn: Insn) -> bool:
     return insn.mnemonic == "pause" or insn.mnemonic.startswith("lock ")
 
 
+def waits_inline(decoder: Decoder, insn: Insn) -> bool:
+    """Whether an instruction waits for other threads, but not by calling the engine's barrier."""
+    if insn.flow == "call":
+        return _name(decoder, insn) in WAITS - {BARRIER}
+    return insn.mnemonic == "pause"
+
+
 @dataclass(frozen=True)
 class _LoopView:
     decoder: Decoder

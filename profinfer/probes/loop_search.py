@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from profinfer.elf.calls import calls_to
-from profinfer.elf.disasm import Decoder, Mem
+from profinfer.elf.disasm import Decoder
+from profinfer.elf.semantics import addresses_taken
 from profinfer.elf.symbols import ElfImage, Function
 from profinfer.probes.loop_point import find_loop_point
 from profinfer.probes.operator_site import (
@@ -134,12 +135,13 @@ def _taken(decoder: Decoder, function: Function, *, calls: bool) -> Iterator[Fun
     bounds = image.bounds(function.address)
     if bounds is None:
         return
-    for insn in decoder.straight(*bounds):
-        target = insn.target if calls and insn.flow in ("call", "jmp") else None
-        if insn.mnemonic == "lea" and isinstance(insn.operands[-1], Mem):
-            place = insn.operands[-1]
-            target = place.disp if place.base is None and place.index is None else None
-        if target is None or bounds[0] <= target < bounds[1] or target in image.stubs:
+    called = [
+        insn.target
+        for insn in decoder.straight(*bounds)
+        if calls and insn.flow in ("call", "jmp") and insn.target is not None
+    ]
+    for target in dict.fromkeys([*called, *addresses_taken(decoder, *bounds)]):
+        if bounds[0] <= target < bounds[1] or target in image.stubs:
             continue
         section = image.section_at(target)
         if section is None or not section.executable:

@@ -25,9 +25,9 @@ from dataclasses import dataclass
 from profinfer.elf.calls import calls_to
 from profinfer.elf.disasm import Decoder, Imm, Insn, Mem, Reg
 from profinfer.elf.flow import Load, Path, paths
+from profinfer.elf.semantics import STACK, step
 from profinfer.elf.symbols import ElfImage, Function
 from profinfer.elf.values import Compare, State, Value, sign
-from profinfer.elf.x86 import step
 
 BARRIER = "ggml_barrier"
 LOOP_FUNCTIONS = (
@@ -135,6 +135,9 @@ def find_loop_sites(
     return found
 
 
+_TESTS = ("test", "and", "bt", "tst", "ands")
+
+
 def tests_flag(decoder: Decoder, function: Function, offset: int, bit: int) -> bool:
     """Whether a function tests a bit of a field at an offset, as the loop does with flags."""
     bounds = decoder.image.bounds(function.address)
@@ -145,9 +148,13 @@ def tests_flag(decoder: Decoder, function: Function, offset: int, bit: int) -> b
         fields = [op for op in insn.operands if isinstance(op, Mem) and op.disp == offset]
         masks = [op for op in insn.operands if isinstance(op, Imm) and op.value & 0xFF == bit]
         named = {op.name for op in insn.operands if isinstance(op, Reg)}
-        if insn.mnemonic in ("test", "and", "bt") and masks and (fields or named & held):
+        if insn.mnemonic in ("tbz", "tbnz"):  # arm64: by the number of the bit
+            number = insn.operands[1]
+            if isinstance(number, Imm) and 1 << number.value == bit and named & held:
+                return True
+        if insn.mnemonic in _TESTS and masks and (fields or named & held):
             return True
-        if insn.mnemonic in ("mov", "movzx") and fields:
+        if insn.mnemonic in ("mov", "movzx", "ldr", "ldrb", "ldrh") and fields:
             held |= insn.writes
         else:
             held -= insn.writes
@@ -209,10 +216,10 @@ def _after_call(decoder: Decoder, function: Function, call: Insn) -> State:
     line = _line_before(decoder, function, call)
     before = State(decoder.image.machine)
     for insn in line:
-        step(before, insn)
+        step(before, insn, decoder.image)
     after = State(decoder.image.machine)
-    stack = Value.of(("reg", "rsp"))
-    if before.register("rsp") == stack:
+    pointer = STACK[decoder.image.machine]
+    if before.register(pointer) == Value.of(("reg", pointer)):
         kept: dict[Value, Value] = {}  # what a place held before, without its constant -> place
         for name in _CALLEE_SAVED[decoder.image.machine]:
             value = before.register(name)
@@ -223,7 +230,7 @@ def _after_call(decoder: Decoder, function: Function, call: Insn) -> State:
                 kept[bare] = Value.of(("reg", name)).plus(Value(-value.const))
         for address, value in before.memory.items():
             bare = Value(0, value.terms)
-            if address.atom in (("reg", "rsp"), ("reg", "rbp")) and bare in kept and value.terms:
+            if address.atom in _FRAME and bare in kept and value.terms:
                 after.memory[address] = kept[bare].plus(Value(value.const))
     after.call()
     return after
@@ -245,6 +252,7 @@ def _line_before(decoder: Decoder, function: Function, call: Insn) -> list[Insn]
     return [] if call.address in targets else line
 
 
+_FRAME = {("reg", name) for name in ("rsp", "rbp", "sp", "x29")}
 _CALLEE_SAVED = {
     "x86_64": ("rbx", "rbp", "r12", "r13", "r14", "r15"),
     "aarch64": tuple(f"x{n}" for n in range(19, 30)),
@@ -347,7 +355,7 @@ def _guarded(decoder: Decoder, function: Function, call: Insn, n_nodes: int) -> 
 def mentions(insn: Insn, offset: int) -> bool:
     """Whether an instruction accesses a field at an offset of some object."""
     return any(
-        getattr(op, "disp", None) == offset and getattr(op, "base", None) not in (None, "rsp")
+        getattr(op, "disp", None) == offset and getattr(op, "base", None) not in (None, "rsp", "sp")
         for op in insn.operands
     )
 
