@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import capstone
 from capstone import arm64_const, x86_const
@@ -19,10 +20,15 @@ from profinfer.elf.symbols import ElfImage
 
 @dataclass(frozen=True, slots=True)
 class Reg:
-    """A register operand: full name and the bytes of it that are used."""
+    """A register operand: full name and the bytes of it that are used.
+
+    ``shift``: bits that its value is shifted left by before use (arm64); None if it is changed in
+    another way.
+    """
 
     name: str
     size: int
+    shift: int | None = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,17 +178,22 @@ class Decoder:
 
     def _arm_insn(self, i: capstone.CsInsn) -> Insn:
         operands: list[Operand] = []
+        name = i.mnemonic
         for op in i.operands:
             if op.type == arm64_const.ARM64_OP_REG:
-                name = i.reg_name(op.reg)
-                operands.append(Reg(arm_name(name), 4 if name.startswith("w") else 8))
+                register = i.reg_name(op.reg)
+                width = _ARM_WIDTHS.get(register[0], 8) if register[1:].isdigit() else 8
+                operands.append(Reg(arm_name(register), width, _arm_shift(op)))
             elif op.type == arm64_const.ARM64_OP_IMM:
-                operands.append(Imm(op.imm))
+                operands.append(Imm(op.imm << (_arm_shift(op) or 0)))
             elif op.type == arm64_const.ARM64_OP_MEM:
                 base = arm_name(i.reg_name(op.mem.base)) if op.mem.base else None
                 index = arm_name(i.reg_name(op.mem.index)) if op.mem.index else None
-                operands.append(Mem(base, index, 1 << op.shift.value, op.mem.disp, 8))
-        name = i.mnemonic
+                size = _arm_access(name, operands)
+                operands.append(Mem(base, index, 1 << op.shift.value, op.mem.disp, size))
+        if name in ("ldr", "ldrsw") and len(operands) == 2 and isinstance(operands[1], Imm):
+            at = operands[1].value
+            operands[1] = Mem(None, None, 1, at, _arm_access(name, operands))
         flow = ""
         if name in ("bl", "blr"):
             flow = "call"
@@ -209,13 +220,16 @@ class Decoder:
     ) -> Insn:
         _read, written = i.regs_access()
         whole = full_name if self._x86 else arm_name
+        writes = {whole(i.reg_name(r)) for r in written}
+        if not self._x86:
+            writes = arm_writes(i.mnemonic, operands, writes)
         return Insn(
             address=i.address,
             raw=bytes(i.bytes),
             mnemonic=i.mnemonic,
             text=f"{i.mnemonic} {i.op_str}".strip(),
             operands=tuple(operands),
-            writes=frozenset(whole(i.reg_name(r)) for r in written),
+            writes=frozenset(writes),
             flow=flow,
             target=target,
             slot=slot,
@@ -247,4 +261,42 @@ def arm_name(name: str) -> str:
     """The whole arm64 register a name is a part of: w3 -> x3."""
     if name[0] == "w" and name[1:].isdigit():
         return "x" + name[1:]
+    if name[0] in "bhsdqv" and name[1:].isdigit():
+        return "v" + name[1:]
     return _ARM_ALIASES.get(name, name)
+
+
+_ARM_WIDTHS = {"w": 4, "b": 1, "h": 2, "s": 4, "q": 16, "v": 16}
+
+
+def _arm_shift(op: Any) -> int | None:
+    """Bits that an operand is shifted left by; None if it is changed in another way."""
+    if op.ext not in (0, *_ARM_WIDE) or op.shift.type not in (0, arm64_const.ARM64_SFT_LSL):
+        return None
+    return int(op.shift.value)
+
+
+_ARM_WIDE = (
+    arm64_const.ARM64_EXT_UXTW,
+    arm64_const.ARM64_EXT_UXTX,
+    arm64_const.ARM64_EXT_SXTW,
+    arm64_const.ARM64_EXT_SXTX,
+)
+
+
+def _arm_access(mnemonic: str, operands: list[Operand]) -> int:
+    """Bytes of one register that a load or store moves."""
+    if mnemonic[-1] in "bh" and mnemonic[:2] in ("ld", "st"):
+        return 1 if mnemonic[-1] == "b" else 2
+    if mnemonic.endswith("sw"):
+        return 4
+    return operands[0].size if operands and isinstance(operands[0], Reg) else 8
+
+
+def arm_writes(mnemonic: str, operands: list[Operand], told: set[str]) -> set[str]:
+    """What an instruction writes. Capstone adds what a comparison reads, and lacks atomics."""
+    if mnemonic.startswith(("ldadd", "ldclr", "ldset", "ldeor", "ldsm", "ldum", "swp", "cas")):
+        return told | {op.name for op in operands if isinstance(op, Reg)}
+    if mnemonic.startswith(("cmp", "cmn", "tst", "ccm", "fcm", "fccm", "cb", "tb", "prfm")):
+        return told & {"nzcv"}
+    return told - {"xzr"}

@@ -11,15 +11,15 @@ x86-64 (arch/x86/kernel/uprobes.c):
     Since 6.16 also the kernel's own multi-byte nops (x86_nops[length]).
   push_setup_xol_ops: 50..57, alone or after exactly the REX prefix 41 (push r8..r15).
   Everything else is stepped: indirect call and jmp, ret, lea, mov, test, endbr64.
-arm64 (arch/arm64/kernel/probes/decode-insn.c, arm_probe_decode_insn):
-  b.cond, cbz, cbnz, tbz, tbnz, adr, adrp, b, bl, br, blr, ret, ldr and ldrsw literal;
-  since 6.13 also nop. Everything else that may be probed (stp, mov, bti) is stepped.
+arm64: see ``arm64_uprobe``.
 """
 
 from __future__ import annotations
 
 import os
 import re
+
+from profinfer.elf.arm64_uprobe import arm64_emulated_as, arm64_refused
 
 # arch/x86/include/asm/nops.h, 64-bit: the only encodings taken for nops since 6.16.
 _X86_NOPS = {
@@ -38,7 +38,6 @@ _X86_NOPS = {
 _X86_PREFIXES = frozenset(b"\x26\x2e\x36\x3e\x64\x65\x66\x67\xf0\xf2\xf3")
 _X86_REFUSED = frozenset(b"\x26\x2e\x36\x3e\xf0")  # es, cs, ss, ds, lock (is_prefix_bad)
 _NOPS_SINCE = (6, 16)
-_ARM_NOP_SINCE = (6, 13)
 
 
 def running_kernel() -> tuple[int, int]:
@@ -58,7 +57,7 @@ def emulated_as(raw: bytes, machine: str, kernel: tuple[int, int]) -> str | None
     Returns:
         ``push``, ``call``, ``jmp``, ``jcc``, ``nop`` or ``literal``; None if it is stepped.
     """
-    return _x86(raw, kernel) if machine == "x86_64" else _arm(raw, kernel)
+    return _x86(raw, kernel) if machine == "x86_64" else arm64_emulated_as(raw, kernel)
 
 
 def refused(raw: bytes, machine: str) -> bool:
@@ -69,7 +68,7 @@ def refused(raw: bytes, machine: str) -> bool:
     without an error.
     """
     if machine != "x86_64":
-        return False
+        return arm64_refused(raw)
     prefixes, opcode = _split(raw)
     if set(prefixes) & _X86_REFUSED:
         return True
@@ -113,20 +112,3 @@ def _x86(raw: bytes, kernel: tuple[int, int]) -> str | None:
     if kind == "nop" and any(p & 0xF1 == 0x41 for p in prefixes if p >= 0x40 and p <= 0x4F):
         return None  # 41 90 is xchg r8, rax, no nop
     return None if kind != "nop" and 0x66 in prefixes else kind
-
-
-def _arm(raw: bytes, kernel: tuple[int, int]) -> str | None:
-    word = int.from_bytes(raw[:4], "little")
-    if word & 0xFC000000 == 0x94000000:
-        return "call"
-    if word & 0xFC000000 == 0x14000000 or word & 0xFFDFFC1F in (0xD61F0000, 0xD65F0000):
-        return "jmp"  # b; br and blr; ret
-    if word & 0xFF000010 == 0x54000000 or word & 0x7E000000 in (0x34000000, 0x36000000):
-        return "jcc"  # b.cond; cbz, cbnz; tbz, tbnz
-    if word & 0x1F000000 == 0x10000000 or word & 0xBF000000 == 0x18000000:
-        return "literal"  # adr, adrp; ldr (literal)
-    if word & 0xFF000000 == 0x98000000:
-        return "literal"  # ldrsw (literal)
-    if word == 0xD503201F and kernel >= _ARM_NOP_SINCE:
-        return "nop"
-    return None

@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import dataclass
 
-from profinfer.elf.disasm import Decoder, Insn, Mem
-from profinfer.elf.values import Compare, State, Value, assume
-from profinfer.elf.x86 import step
+from profinfer.elf.disasm import Decoder, Insn
+from profinfer.elf.semantics import outcome, reads, step
+from profinfer.elf.values import Compare, State, Value
 
 # (instruction, address read, bytes read)
 Load = tuple[Insn, Value, int]
@@ -64,12 +64,10 @@ def paths(
                 break
             visited.add(at)
             end = insn
-            for position, op in enumerate(insn.operands):
-                written_only = position == 0 and insn.mnemonic.startswith("mov")
-                if isinstance(op, Mem) and insn.mnemonic != "lea" and not written_only:
-                    loads.append((insn, now.address(op), op.size))
-                    if enough is not None and enough(now, loads, compares):
-                        found = True
+            for address, size in reads(now, insn):
+                loads.append((insn, address, size))
+                if enough is not None and enough(now, loads, compares):
+                    found = True
             if found:
                 break
             if insn.flow == "call" and through is not None and through(insn):
@@ -83,15 +81,15 @@ def paths(
                 continue
             if insn.flow == "jcc" and insn.target is not None:
                 other = now.fork()
-                if assume(other, insn.mnemonic, taken=True):
+                if outcome(other, insn, taken=True):
                     todo.append(
                         (insn.target, other, list(loads), list(compares), frozenset(visited))
                     )
-                if not assume(now, insn.mnemonic, taken=False):
+                if not outcome(now, insn, taken=False):
                     break
                 at = insn.end
                 continue
-            step(now, insn)
+            step(now, insn, decoder.image)
             if now.compare is not None and now.compare.insn is insn:
                 compares.append(now.compare)
             at = insn.end

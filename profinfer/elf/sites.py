@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from profinfer.elf.disasm import Decoder, Imm, Insn, Reg
+from profinfer.elf.disasm import Decoder, Imm, Insn, Mem, Reg
 from profinfer.elf.emulation import emulated_as, refused, running_kernel
 
 ARGUMENTS = {
@@ -67,6 +67,10 @@ def entry_site(
     kernel = kernel or running_kernel()
     machine = decoder.image.machine
     needed = set(ARGUMENTS[machine][:arguments])
+    if stack_arguments and machine == "aarch64":
+        # A struct that large is passed by a pointer to the caller's copy, in the next register.
+        needed = set(ARGUMENTS[machine][: arguments + 1])
+        stack_arguments = False
     delta: int | None = 0
     at = address
     chosen: Insn | None = None
@@ -77,7 +81,7 @@ def entry_site(
         if emulated_as(insn.raw, machine, kernel):
             chosen = insn
             break
-        if insn.flow or needed & insn.writes:
+        if insn.flow or needed & insn.writes or (returns and _takes_return(insn)):
             break
         moved = _stack_moved(insn, _STACK[machine])
         if (moved is None and stack_arguments) or (moved != 0 and returns):
@@ -125,11 +129,21 @@ def _stack_moved(insn: Insn, stack: str) -> int | None:
         return 0
     if insn.mnemonic == "push":
         return 8
+    if insn.mnemonic in ("stp", "str") and insn.text.endswith("]!"):  # arm64, pre-indexed
+        place = insn.operands[-1]
+        return -place.disp if isinstance(place, Mem) and place.base == stack else None
     if insn.mnemonic in ("cmp", "test"):
         return 0
     if insn.mnemonic == "sub" and isinstance(insn.operands[-1], Imm):
         return insn.operands[-1].value
     return None
+
+
+def _takes_return(insn: Insn) -> bool:
+    """Whether arm64 code saves or signs the return address, after which it cannot be changed."""
+    return "x30" in insn.writes or any(
+        isinstance(op, Reg) and op.name == "x30" for op in insn.operands
+    )
 
 
 def _reentered(decoder: Decoder, entry: int, chosen: Insn) -> bool:

@@ -85,8 +85,8 @@ def test_segment_and_lock_prefixes_are_refused(code: str) -> None:
         (0x36000060, "jcc"),  # tbz
         (0x90000010, "literal"),  # adrp
         (0x10000010, "literal"),  # adr
-        (0x58000040, "literal"),  # ldr x0, literal
-        (0x98000040, "literal"),  # ldrsw
+        (0x58000040, None),  # ldr x0, literal: refused
+        (0x98000040, None),  # ldrsw, the same
         (0xD503201F, "nop"),
         (0xD503245F, None),  # bti c
         (0xA9BF7BFD, None),  # stp x29, x30, [sp, #-16]!
@@ -111,7 +111,15 @@ def test_registers_by_their_whole_name(part: str, whole: str) -> None:
 
 @pytest.mark.parametrize(
     ("part", "whole"),
-    [("w3", "x3"), ("wzr", "xzr"), ("x29", "x29"), ("sp", "sp"), ("wsp", "sp"), ("lr", "x30")],
+    [
+        ("w3", "x3"),
+        ("wzr", "xzr"),
+        ("x29", "x29"),
+        ("sp", "sp"),
+        ("wsp", "sp"),
+        ("lr", "x30"),
+        ("d8", "v8"),
+    ],
 )
 def test_arm_registers_by_their_whole_name(part: str, whole: str) -> None:
     assert arm_name(part) == whole
