@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from profinfer.elf.disasm import Decoder, Imm, Insn, Mem, Reg
+from profinfer.elf.semantics import step
 from profinfer.elf.values import State, Value
-from profinfer.elf.x86 import step
 
 _LIMIT = 200_000  # instructions of one function
 _TABLE_LIMIT = 1024

@@ -23,10 +23,10 @@ from profinfer.elf.cfg import Block, Cfg, Loop, build_cfg, postdominators
 from profinfer.elf.disasm import Decoder, Insn
 from profinfer.elf.emulation import emulated_as, refused
 from profinfer.elf.flow import Load, paths
+from profinfer.elf.semantics import step
 from profinfer.elf.sites import ARGUMENTS
 from profinfer.elf.symbols import Function
 from profinfer.elf.values import Compare, State, Value
-from profinfer.elf.x86 import step
 from profinfer.probes.operator_site import (
     BARRIER,
     Location,
