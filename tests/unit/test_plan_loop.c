@@ -3,7 +3,7 @@
  * usage: loop SITE INDEX CGRAPH [ENTER LEAVE], each from a probe plan: SITE is the address of the
  * loop's point in this file, INDEX and CGRAPH are REGISTER[,OFFSET...] as in
  * profinfer.probes.operator_site.Location, ENTER and LEAVE are addresses around the loop or 0. The
- * program puts an int3 on each, runs graphs on one thread, and prints for each hit of the site
+ * program puts a breakpoint on each, runs graphs on one thread, and prints for each hit of the site
  * "hit INDEX RIGHT" (the graph is the right one, and no barrier was passed since the work was
  * done), for the others "enter" and "leave", and for each node that the loop computed "ran NODE".
  * Without arguments it does nothing.
@@ -11,6 +11,7 @@
  * -DOLD_LOOP: a barrier after every node, none after the loop (engines of 2024).
  * -DONE_FUNCTION: the loop is inlined into the function that starts the threads.
  * -DWORKER: it is inlined into a worker's own loop, which polls for work.
+ * -DMAIN_APART: and the main thread runs something else, that is no loop.
  * -DINLINE_BARRIER, -DOMP_BARRIER: the barrier is inlined; it spins, or calls OpenMP's.
  */
 #define _GNU_SOURCE
@@ -62,6 +63,11 @@ struct ggml_compute_params {
     struct ggml_threadpool *threadpool;
 };
 
+#ifdef __aarch64__
+#define PAUSE() __asm__ volatile("isb")
+#else
+#define PAUSE() __builtin_ia32_pause()
+#endif
 static int done_at; /* barriers passed when the last node's work was done */
 #if defined INLINE_BARRIER
 static inline __attribute__((always_inline)) void ggml_barrier(struct ggml_threadpool *tp) {
@@ -73,7 +79,7 @@ static inline __attribute__((always_inline)) void ggml_barrier(struct ggml_threa
         return;
     }
     while (atomic_load_explicit(&tp->n_passed, memory_order_relaxed) != passed)
-        __builtin_ia32_pause();
+        PAUSE();
     atomic_thread_fence(memory_order_seq_cst);
 }
 #elif defined OMP_BARRIER
@@ -182,7 +188,10 @@ __attribute__((noinline)) int ggml_graph_compute(struct ggml_cgraph *g, struct g
     tp->cgraph = g;
     tp->cplan = plan;
     struct ggml_compute_state state = {tp, 0};
-#ifdef WORKER
+#ifdef MAIN_APART
+    static void *(*volatile start)(void *);
+    if (tp->ec) start(&state);
+#elif defined WORKER
     atomic_store(&tp->polls, 5);
     atomic_store(&tp->todo, 1);
     ggml_graph_compute_secondary_thread(&state);
@@ -200,11 +209,19 @@ struct place {
 static struct place index_at, cgraph_at;
 enum { SITE, ENTER, LEAVE, SITES };
 static const char *const names_of[] = {"hit", "enter", "leave"};
-static unsigned char *sites[SITES], old[SITES], *stepped;
+#ifdef __aarch64__
+typedef uint32_t code;
+typedef unsigned long long reg_t;
+#else
+typedef unsigned char code;
+typedef greg_t reg_t;
+static code *stepped;
+#endif
+static code *sites[SITES], old[SITES];
 static struct ggml_cgraph *running;
 static struct ggml_threadpool *pool;
 
-static uint64_t value(const struct place *p, const greg_t *regs, int last_bytes) {
+static uint64_t value(const struct place *p, const reg_t *regs, int last_bytes) {
     uint64_t v = (uint64_t)regs[p->reg];
     for (int i = 0; i < p->n; i++) {
         uint64_t at = v + (uint64_t)p->offset[i];
@@ -212,6 +229,33 @@ static uint64_t value(const struct place *p, const greg_t *regs, int last_bytes)
     }
     return last_bytes == 4 ? (uint32_t)v : v;
 }
+static void look(int i, const reg_t *regs) {
+    if (i == SITE) {
+        bool right = value(&cgraph_at, regs, 8) == (uint64_t)running;
+        say("hit", (int)value(&index_at, regs, 4), right && pool->n_barrier == done_at);
+    } else {
+        say(names_of[i], 0, 0);
+    }
+}
+#ifdef __aarch64__
+/* Does what the kernel does: looks, then simulates the bl or b. */
+static void on_trap(int sig, siginfo_t *info, void *context) {
+    (void)sig, (void)info;
+    mcontext_t *m = &((ucontext_t *)context)->uc_mcontext;
+    reg_t regs[32];
+    for (int i = 0; i < 31; i++) regs[i] = m->regs[i];
+    regs[31] = m->sp;
+    for (int i = 0; i < SITES; i++) {
+        if (!sites[i] || m->pc != (uint64_t)sites[i]) continue;
+        look(i, regs);
+        if ((old[i] & 0x7c000000) != 0x14000000) abort();
+        if (old[i] >> 31) m->regs[30] = m->pc + 4;
+        m->pc += (int64_t)((int32_t)(old[i] << 6) >> 6) * 4;
+        return;
+    }
+    abort();
+}
+#else
 /* Does what the kernel does: looks, then runs the instruction alone. */
 static void on_trap(int sig, siginfo_t *info, void *context) {
     (void)sig, (void)info;
@@ -224,12 +268,7 @@ static void on_trap(int sig, siginfo_t *info, void *context) {
     }
     for (int i = 0; i < SITES; i++) {
         if (!sites[i] || (unsigned char *)regs[REG_RIP] != sites[i] + 1) continue;
-        if (i == SITE) {
-            bool right = value(&cgraph_at, regs, 8) == (uint64_t)running;
-            say("hit", (int)value(&index_at, regs, 4), right && pool->n_barrier == done_at);
-        } else {
-            say(names_of[i], 0, 0);
-        }
+        look(i, regs);
         stepped = sites[i];
         *stepped = old[i];
         regs[REG_RIP] = (greg_t)stepped;
@@ -238,13 +277,18 @@ static void on_trap(int sig, siginfo_t *info, void *context) {
     }
     abort();
 }
+#endif
 static struct place parse(char *text) {
-    static const char *names[] = {"r8", "r9", "r10", "r11", "r12", "r13", "r14", "r15",
-                                  "rdi", "rsi", "rbp", "rbx", "rdx", "rax", "rcx", "rsp"};
     struct place p = {.reg = -1};
     char *word = strtok(text, ",");
+#ifdef __aarch64__
+    p.reg = strcmp(word, "sp") ? atoi(word + 1) : 31;
+#else
+    static const char *names[] = {"r8", "r9", "r10", "r11", "r12", "r13", "r14", "r15",
+                                  "rdi", "rsi", "rbp", "rbx", "rdx", "rax", "rcx", "rsp"};
     for (int i = 0; i < 16; i++) /* the order of REG_R8.. in ucontext.h */
         if (!strcmp(word, names[i])) p.reg = i;
+#endif
     if (p.reg < 0) abort();
     while ((word = strtok(NULL, ","))) p.offset[p.n++] = strtol(word, NULL, 0);
     return p;
@@ -261,11 +305,16 @@ int main(int argc, char **argv) {
         unsigned long at = i == SITE ? strtoul(argv[1], NULL, 0)
                            : argc == 6 ? strtoul(argv[3 + i], NULL, 0) : 0;
         if (!at) continue;
-        sites[i] = &__executable_start + at;
+        sites[i] = (code *)(&__executable_start + at);
         unsigned char *page = (unsigned char *)((uintptr_t)sites[i] & ~4095ul);
         if (mprotect(page, 8192, PROT_READ | PROT_WRITE | PROT_EXEC)) return 3;
         old[i] = *sites[i];
+#ifdef __aarch64__
+        *sites[i] = 0xd4200000; /* brk */
+        __builtin___clear_cache((char *)sites[i], (char *)(sites[i] + 1));
+#else
         *sites[i] = 0xcc;
+#endif
     }
 
     static const int ops[] = {NONE, PLAIN, VIEW, NORM, PLAIN, STAGED, VIEW, NORM, NORM, PLAIN, STAGED,

@@ -15,6 +15,7 @@ import pytest
 from profinfer.elf.disasm import Decoder
 from profinfer.elf.symbols import ElfImage
 from profinfer.probes.loop_point import find_loop_point
+from profinfer.probes.loop_search import loop_sites
 from profinfer.probes.operator_site import (
     Location,
     LoopSite,
@@ -192,6 +193,21 @@ def test_the_point_without_a_barrier_call(
         else:
             entered, left = entered + (what == "enter"), left + (what == "leave")
     assert hits >= 60
+
+
+@pytest.mark.parametrize("compiler", COMPILERS)
+def test_half_the_threads_are_not_enough(tmp_path: Path, compiler: str) -> None:
+    found = []
+    for name in ("whole", "half"):
+        folder = tmp_path / name
+        folder.mkdir()
+        more = ("-DMAIN_APART",) if name == "half" else ()
+        path = build(folder, compiler, "-O2", "-DWORKER", "-DINLINE_BARRIER", *more)
+        decoder = Decoder(ElfImage(path))
+        found.append(loop_sites(decoder, n_nodes=4, nodes=16, kernel=(6, 18)))
+    (whole, _), (half, why) = found
+    assert len(whole) == 1 and whole[0].function.base == "ggml_graph_compute_secondary_thread"
+    assert half == [] and "for the main thread" in why
 
 
 def test_locations_read_like_code() -> None:
