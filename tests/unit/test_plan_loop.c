@@ -10,6 +10,7 @@
  *
  * -DOLD_LOOP: a barrier after every node, none after the loop (engines of 2024).
  * -DONE_FUNCTION: the loop is inlined into the function that starts the threads.
+ * -DLOCAL: it has no name once the program is stripped.
  * -DWORKER: it is inlined into a worker's own loop, which polls for work.
  * -DMAIN_APART: and the main thread runs something else, that is no loop.
  * -DINLINE_BARRIER, -DOMP_BARRIER: the barrier is inlined; it spins, or calls OpenMP's.
@@ -121,6 +122,8 @@ enum { NONE = 0, STAGED = 1, NORM = 25, VIEW = 36, PLAIN = 50 };
 
 #if defined ONE_FUNCTION || defined WORKER
 static inline __attribute__((always_inline))
+#elif defined LOCAL
+static __attribute__((noinline))
 #else
 __attribute__((noinline))
 #endif

@@ -210,6 +210,22 @@ def test_half_the_threads_are_not_enough(tmp_path: Path, compiler: str) -> None:
     assert half == [] and "for the main thread" in why
 
 
+@pytest.mark.parametrize("compiler", COMPILERS)
+@pytest.mark.parametrize("barrier", ["-DINLINE_BARRIER", "-DOMP_BARRIER", ""])
+def test_stripped_loops_are_found_from_the_functions_with_names(
+    tmp_path: Path, compiler: str, barrier: str
+) -> None:
+    path = build(tmp_path, compiler, "-O2", "-DLOCAL", *([barrier] if barrier else []))
+    stripped = tmp_path / "stripped"
+    subprocess.run(["strip", "-o", stripped, path], check=True)
+    found = []
+    for each in (path, stripped):
+        decoder = Decoder(ElfImage(each))
+        sites, _why = loop_sites(decoder, n_nodes=4, nodes=16, kernel=(6, 18))
+        found.append([(s.end, s.index, s.bias, s.cgraph) for s in sites])
+    assert len(found[0]) == 1 and found[0] == found[1]
+
+
 def test_locations_read_like_code() -> None:
     assert str(Location("r12")) == "r12"
     assert str(Location("rsp", (8,))) == "[rsp+0x8]"
