@@ -93,6 +93,8 @@ def describe(program: Program, plan: ProbePlan) -> dict[str, Any]:
     return {
         "program": str(program.path),
         "missing_libraries": list(program.missing),
+        "machine": plan.images[0].elf.machine,
+        "costs": "measured" if _measured(plan) else "estimate",
         "engine": plan.engine_json(),
         "plan": plan.to_json(),
     }
@@ -104,11 +106,21 @@ def show(program: Program, plan: ProbePlan, console: Console) -> None:
     console.print()
     for line in _probes(plan, console.width):
         console.print(line)
+    if not _measured(plan):
+        machine = plan.images[0].elf.machine
+        console.print()
+        console.print(f"[yellow]ns/hit is an estimate: not measured on {machine}.[/yellow]")
     if plan.skipped:
         console.print()
         console.print(_skipped(plan))
     console.print()
     console.print(_verdict(plan), soft_wrap=False)
+
+
+def _measured(plan: ProbePlan) -> bool:
+    from profinfer.probes.cost import is_measured
+
+    return is_measured(plan.images[0].elf.machine)
 
 
 def _facts(program: Program, plan: ProbePlan) -> Table:

@@ -103,6 +103,7 @@ def command(
     profinfer record -- python app.py
     profinfer record --pid 1234 --duration 30s
     """
+    from profinfer.capture.native import require_native
     from profinfer.capture.preflight import require_recording
     from profinfer.capture.session import RecordOptions, attach, record, rehearse
 
@@ -133,6 +134,8 @@ def command(
     )
     if print_bpf:
         return _print_bpf(plan, ring_bytes)
+    if plan is not None:
+        require_native(plan.images[0].elf)
     require_recording()
     if not dry_run and output.exists() and not force:
         raise UsageProblem(
@@ -155,6 +158,7 @@ def _prepare(
     pid: int | None, command: tuple[str, ...], options: RecordOptions
 ) -> tuple[ProbePlan | None, RecordOptions]:
     """The plan, or None when the engine will be loaded later, and what is known of the target."""
+    from profinfer.capture.native import require_native
     from profinfer.elf.loader import loader_hook
     from profinfer.elf.modules import open_program
     from profinfer.elf.process import ProcessImages
@@ -172,6 +176,8 @@ def _prepare(
     if any("ggml-cpu" in image.roles for image in program.images):
         return make_plan(program, level=options.level), options
     # No engine yet, or one whose backends are plug-ins: wait for it to be loaded.
+    for image in (*(i.elf for i in program.images), *program.others):
+        require_native(image)
     loader_hook(program.path)
     return None, options
 

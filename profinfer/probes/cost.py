@@ -13,6 +13,11 @@ def _costs() -> dict[str, Any]:
     return load_from("profinfer.probes", "costs.toml")
 
 
+def is_measured(machine: str) -> bool:
+    """Whether the table was measured on such a machine; elsewhere it is an estimate."""
+    return bool(_costs()["machine"] == machine)
+
+
 def hit_cost(emulated: str | None, kind: str, *, shared: bool = False) -> int:
     """Estimated nanoseconds of one hit, before the recorder's own work."""
     costs = _costs()
