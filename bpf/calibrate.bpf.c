@@ -4,11 +4,10 @@
 static __always_inline int pf_calibrate(struct pt_regs *ctx)
 {
     u64 now = bpf_ktime_get_ns();
-    u32 tid = (u32)bpf_get_current_pid_tgid(), zero = 0;
-    struct pf_slot *s = slots.lookup(&tid);
-    if (!s)
-        s = zero_slot.lookup(&zero);
-    return s && s->head.h.ts > now; /* keeps the steps from being optimised away */
+    u32 tid = (u32)bpf_get_current_pid_tgid();
+    struct pf_slot *s = pf_slot_at(tid, 0);
+    /* Never true; keeps the steps from being optimised away. */
+    return s && s->head.h.tid != tid && s->head.h.ts > now;
 }
 
 int pf_on_calibrate(struct pt_regs *ctx)

@@ -65,23 +65,25 @@ class Variant:
     place: str = "bench_call"
 
 
-_PREALLOC = "BPF_HASH(slots, u32, struct pf_slot, PF_MAX_THREADS);"
-_LOOKUP = "    struct pf_slot *s = slots.lookup(&tid);\n    if (!s)\n        s = pf_slot_new(tid);"
-_ARRAY = (
-    (
-        _PREALLOC,
-        _PREALLOC + "\nBPF_ARRAY(table, struct pf_slot, PF_MAX_THREADS);",
-    ),
-    (
-        _LOOKUP,
-        "    u32 at = tid & (PF_MAX_THREADS - 1);\n"
-        "    struct pf_slot *s = table.lookup(&at);\n"
-        "    if (!s)\n        return 0;\n"
-        "    if (s->head.h.tid != tid) {\n"
-        "        if (s->head.h.tid) s = slots.lookup(&tid);\n"
-        "        else s->head.h.tid = tid;\n    }",
-    ),
-)
+_STORE = "BPF_ARRAY(slots, struct pf_slot, PF_MAX_THREADS);"
+_FIND = "    struct pf_slot *s = pf_slot_at(tid, 0);\n    if (s && s->head.h.tid == tid)\n"
+_MAKE = "    s->head.h.tid = tid; /* from now on it is found */\n"
+
+
+def _hash(declaration: str) -> tuple[tuple[str, str], ...]:
+    """Slots in a hash by tid; the array stays for the zeros a new slot begins with."""
+    return (
+        (_STORE, f"{_STORE}\n{declaration}"),
+        (_FIND, "    struct pf_slot *s = by_tid.lookup(&tid);\n    if (s)\n"),
+        (
+            _MAKE,
+            _MAKE + "    by_tid.update(&tid, s);\n    s = by_tid.lookup(&tid);\n"
+            "    if (!s)\n        return 0;\n",
+        ),
+    )
+
+
+_HASH = _hash("BPF_HASH(by_tid, u32, struct pf_slot, PF_MAX_THREADS);")
 _GRAPH = (
     "    if (s->head.cgraph != cgraph) {\n"
     "        if (s->head.cgraph)\n            pf_flush(s, 0);\n"
@@ -100,9 +102,9 @@ VARIANTS = {
         "+ bpf_ktime_get_boot_ns (instead)", _only("u64 v = bpf_ktime_get_boot_ns();")
     ),
     "tid": Variant("+ current pid_tgid", _only("u64 v = bpf_get_current_pid_tgid();")),
-    "slot": Variant("+ tid and its slot (hash)", _only("u64 v = (u64)pf_slot_get();")),
-    "slot-array": Variant(
-        "+ tid and its slot (array by tid)", _only("u64 v = (u64)pf_slot_get();"), _ARRAY
+    "slot": Variant("+ tid and its slot", _only("u64 v = (u64)pf_slot_get();")),
+    "slot-hash": Variant(
+        "+ tid and its slot in a hash", _only("u64 v = (u64)pf_slot_get();"), _HASH
     ),
     "full": Variant("the project's handler"),
     "full-multi": Variant("the project's handler, uprobe-multi link", multi=True),
@@ -114,21 +116,15 @@ VARIANTS = {
         "batches of 2048",
         changes=(("PF_OPS_PER_BATCH 512", "PF_OPS_PER_BATCH 2048"),),
     ),
+    "hash": Variant("slots in a hash by tid", changes=_HASH),
     "lru": Variant(
         "slots in an LRU hash",
-        changes=((_PREALLOC, 'BPF_TABLE("lru_hash", u32, struct pf_slot, slots, 1024);'),),
+        changes=_hash('BPF_TABLE("lru_hash", u32, struct pf_slot, by_tid, 1024);'),
     ),
     "no-prealloc": Variant(
         "slots in a hash without preallocation",
-        changes=(
-            (
-                _PREALLOC,
-                'BPF_F_TABLE("hash", u32, struct pf_slot, slots, PF_MAX_THREADS, 1);',
-            ),
-        ),
+        changes=_hash('BPF_F_TABLE("hash", u32, struct pf_slot, by_tid, 1024, 1);'),
     ),
-    "array": Variant("slots in an array by tid, hash for collisions", changes=_ARRAY),
-    "array-multi": Variant("array by tid, uprobe-multi link", changes=_ARRAY, multi=True),
     "no-graph": Variant("no compare of cgraph", changes=((_GRAPH, ""),)),
     "per-event": Variant(
         "one ring entry an operator, no batch",
