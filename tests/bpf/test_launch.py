@@ -164,7 +164,7 @@ def test_progress_line(tmp_path: Path, fake_ggml: Path, run_profinfer) -> None:
 def test_interrupt_ends_the_target_and_keeps_the_trace(tmp_path: Path, fake_ggml: Path) -> None:
     out = tmp_path / "t.pf"
     recorder = start("record", "-o", out, "--", fake_ggml, "--seconds", "60")
-    wait_for_size(out, 20_000)
+    wait_for_size(out, 150_000)
     recorder.send_signal(signal.SIGINT)
     _, stderr = recorder.communicate(timeout=20)
     assert recorder.returncode == 130

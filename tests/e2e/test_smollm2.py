@@ -44,7 +44,7 @@ def run(
     command = _command(
         llama_bin, "llama-completion", smollm2, "-n", "64", "-no-cnv", "--temp", "0", "--ignore-eos"
     )
-    done = run_profinfer("record", "-o", str(path), "--", *command)
+    done = run_profinfer("record", "-o", str(path), "--", *command, timeout=400)
     assert done.returncode == 0, done.stderr
     return Run(Trace.open(path), done.stderr)
 
@@ -140,7 +140,10 @@ def test_the_growing_kv_cache_is_seen(
     smollm2: Path,
     run_profinfer: Callable[..., subprocess.CompletedProcess[str]],
 ) -> None:
-    """Attention reads a KV cache that grows in steps of 256 cells: its shape must follow."""
+    """Attention reads a KV cache that grows in steps of 256 cells: its shape must follow.
+
+    On one thread: long, and barriers on a busy machine would make it much longer.
+    """
     path = tmp_path / "kv.pf"
     command = _command(
         llama_bin,
@@ -152,8 +155,10 @@ def test_the_growing_kv_cache_is_seen(
         "--temp",
         "0",
         "--ignore-eos",
+        "-t",
+        "1",
     )
-    done = run_profinfer("record", "-o", str(path), "--", *command)
+    done = run_profinfer("record", "-o", str(path), "--", *command, timeout=400)
     assert done.returncode == 0, done.stderr
     t = Trace.open(path)
     calls = t.calls[t.calls["phase"] == "decode"].set_index("call_id")
