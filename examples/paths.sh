@@ -9,6 +9,7 @@ HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 export PYTHONPATH=$(dirname "$HERE")
 mkdir -p "$WORK"
 cd "$WORK"
+export COLUMNS=${COLUMNS:-80}
 
 profinfer() { "$PYTHON" -m profinfer "$@"; }
 
