@@ -90,7 +90,9 @@ def time_to_first_token(trace: Trace) -> I64:
     owner = sample_owner(trace)
     ends = trace.samples["end_ns"].to_numpy()
     out: list[int] = []
-    for _, group in prefill.groupby(["ctx", "generation"], sort=False):
+    for (_, generation), group in prefill.groupby(["ctx", "generation"], sort=False):
+        if trace.excerpt and generation == 0 and int(group["pos_first"].iloc[0]) > 0:
+            continue  # the recording began in the middle of this prompt
         last = int(group.index[-1])
         following = ends[owner == last]
         end = int(following[0]) if len(following) else int(group["end_ns"].iloc[-1])

@@ -227,7 +227,7 @@ def with_phases(calls: pd.DataFrame) -> pd.DataFrame:
             phase = "encode"
         elif n_tokens < 1:
             phase = "other"
-        elif n_tokens > 1 or pos == 0 or ctx not in last:
+        elif n_tokens > 1 or pos == 0 or (ctx not in last and pos < 0):
             phase = "prefill"
         else:
             phase = "decode"
@@ -237,8 +237,10 @@ def with_phases(calls: pd.DataFrame) -> pd.DataFrame:
                 token[ctx] = 0
             last[ctx] = phase
         elif phase == "decode":
-            index = token[ctx]
-            token[ctx] += 1
+            # A context first seen in the middle of a generation counts from there.
+            index = token.get(ctx, 0)
+            token[ctx] = index + 1
+            generation.setdefault(ctx, 0)
             last[ctx] = phase
         phases.append(phase)
         indices.append(index)

@@ -64,6 +64,19 @@ def test_a_prompt_of_one_token_is_prefill(tmp_path: Path) -> None:
     assert [p for p, _, _ in run.phases(tmp_path)] == ["prefill", "decode"]
 
 
+def test_a_context_first_seen_in_the_middle_of_a_generation(tmp_path: Path) -> None:
+    """A recording of a running process: there is no prompt to be seen, and none is made up."""
+    run = Calls()
+    for n, pos in ((1, 9), (1, 10), (4, 0), (1, 4)):
+        run.call(n, pos)
+    assert run.phases(tmp_path) == [
+        ("decode", 0, 0),
+        ("decode", 0, 1),
+        ("prefill", 1, -1),
+        ("decode", 1, 0),
+    ]
+
+
 def test_contexts_do_not_mix(tmp_path: Path) -> None:
     run = Calls()
     for n, ctx in ((5, 1), (7, 2), (1, 1), (1, 2), (1, 1)):
