@@ -48,11 +48,6 @@ class RingReader:
         self.calls = 0
         self.tokens = 0
 
-    @property
-    def used(self) -> int:
-        """Bytes that wait in the buffer."""
-        return int(self._producer[0]) - int(self._consumer[0])
-
     def drain(self, sink: Sink) -> int:
         """Hand everything committed to ``sink`` and free it; returns the bytes copied.
 

@@ -39,9 +39,10 @@ class Probing:
             self._program.set_tail_call("steps", 0, "pf_walk_step")
         if paused:
             self.pause()
+        # Before anything is attached: a process that runs already pays for its probes from then on.
+        self.hit_cost = measure_hit(self._program)
         for point in source.points:
             self._program.attach(point)
-        self.hit_cost = measure_hit(self._program)
         self.ring = RingReader(self._program.ring_fd("ring"), ring_bytes)
         self._left = (0, 0)
 

@@ -152,11 +152,6 @@ class Program:
             )
         self._fds[point] = fd
 
-    @property
-    def attached(self) -> list[AttachPoint]:
-        """Where probes are now."""
-        return list(self._fds)
-
     def detach(self, point: AttachPoint) -> None:
         """Remove one probe: afterwards it costs nothing."""
         os.close(self._fds.pop(point))
@@ -202,7 +197,7 @@ class Program:
         self._bpf[table][ctypes.c_int(index)] = ctypes.c_ulonglong(value)
 
     def values(self, table: str) -> list[bytes]:
-        """Every value of a hash map, as raw bytes."""
+        """Every value of a map, as raw bytes."""
         return [bytes(value) for value in self._bpf[table].values()]
 
 

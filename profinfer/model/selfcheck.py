@@ -99,8 +99,9 @@ def _pairs(trace: Trace) -> Check:
     if not found:
         return Check("pairs", True, "every begin has its end")
     if trace.excerpt and _lost(trace).ok:
+        at_edges = _at_edges(trace)
         text = "an excerpt: what was under way when it began and ended is left out"
-        return Check("pairs", _at_edges(trace), text if _at_edges(trace) else ", ".join(found))
+        return Check("pairs", at_edges, text if at_edges else ", ".join(found))
     return Check("pairs", False, ", ".join(found))
 
 
