@@ -1,16 +1,11 @@
 /* Token level: llama_decode, llama_encode, llama_process, samplers, warm-up. */
 
-static __always_inline void pf_call_begin(u32 probe, u16 flags, u64 ctx, s32 n_tokens, s32 first, s32 last)
+static __always_inline void pf_call_init(struct pf_call *c, u32 probe, u16 flags, u64 ctx)
 {
-    struct pf_call c = {};
-    pf_header(&c.h, PF_CALL_BEGIN, flags, bpf_ktime_get_ns());
-    c.ctx = ctx;
-    c.probe = probe;
-    c.n_tokens = n_tokens;
-    c.pos_first = first;
-    c.pos_last = last;
-    c.n_seqs = -1;
-    pf_emit(&c, sizeof(c), PF_CALL_BEGIN);
+    pf_header(&c->h, PF_CALL_BEGIN, flags, bpf_ktime_get_ns());
+    c->ctx = ctx;
+    c->probe = probe;
+    c->n_tokens = c->pos_first = c->pos_last = c->n_seqs = c->seq = -1;
 }
 
 /* The head of struct llama_batch, the same since 2023. */
@@ -20,6 +15,9 @@ struct pf_llama_batch {
     u64 token;
     u64 embd;
     u64 pos;
+    u64 n_seq_id;
+    u64 seq_id;
+    u64 logits;
 };
 
 /* f(ctx, struct llama_batch by value): a struct this large lies on the stack above the return
@@ -27,20 +25,32 @@ struct pf_llama_batch {
 static __always_inline int pf_batch_begin(struct pt_regs *ctx, u32 probe, u16 flags, u64 pushed)
 {
     struct pf_llama_batch b = {};
-    s32 first = -1, last = -1;
+    struct pf_tokens tokens = {};
+    struct pf_call c = {};
 #ifdef __TARGET_ARCH_arm64
     u64 at = PT_REGS_PARM2(ctx);
 #else
     u64 at = ctx->sp + pushed + 8;
 #endif
+    pf_call_init(&c, probe, flags, PT_REGS_PARM1(ctx));
     if (bpf_probe_read_user(&b, sizeof(b), (void *)at)) {
         pf_count(PF_CNT_UNREADABLE, 1);
-        b.n_tokens = -1;
-    } else if (b.pos && b.n_tokens > 0) {
-        bpf_probe_read_user(&first, 4, (void *)b.pos);
-        bpf_probe_read_user(&last, 4, (void *)(b.pos + 4 * (u64)(b.n_tokens - 1)));
+    } else {
+        c.n_tokens = b.n_tokens;
+        if (b.pos && b.n_tokens > 0) {
+            bpf_probe_read_user(&c.pos_first, 4, (void *)b.pos);
+            bpf_probe_read_user(&c.pos_last, 4, (void *)(b.pos + 4 * (u64)(b.n_tokens - 1)));
+        }
+        tokens.n_seq_id = b.n_seq_id;
+        tokens.seq_id = b.seq_id;
+        tokens.pos = b.pos;
+        tokens.logits = b.logits;
+        if (!b.seq_id || !b.n_seq_id) { /* llama_batch_get_one: all are of sequence 0 */
+            c.n_seqs = 1;
+            c.seq = 0;
+        }
     }
-    pf_call_begin(probe, flags, PT_REGS_PARM1(ctx), b.n_tokens, first, last);
+    pf_call_emit(ctx, &c, &tokens);
     return 0;
 }
 
@@ -50,27 +60,32 @@ static __always_inline int pf_batch_begin(struct pt_regs *ctx, u32 probe, u16 fl
 static __always_inline int pf_process_begin(struct pt_regs *ctx, u32 probe)
 {
     u64 batch = PT_REGS_PARM3(ctx), range[2] = {}, max = 0;
-    s32 n = -1, first = -1, last = -1;
     u16 flags = (u32)PT_REGS_PARM2(ctx) == PF_PROCESS_ENCODE ? PF_CALL_ENCODE : 0;
+    struct pf_tokens tokens = {};
+    struct pf_call c = {};
+    pf_call_init(&c, probe, flags, PT_REGS_PARM1(ctx));
     if (!bpf_probe_read_user(range, sizeof(range), (void *)(batch + PF_EXT_TOKENS)) &&
         !bpf_probe_read_user(&max, 8, (void *)(batch + PF_EXT_MAX))) {
         u64 bytes = range[1] - range[0], count = bytes / PF_EXT_TOKEN_SIZE;
         if (range[1] > range[0] && count * PF_EXT_TOKEN_SIZE == bytes && count <= max && count < (1u << 30)) {
-            n = count;
-            bpf_probe_read_user(&first, 4, (void *)(range[0] + PF_EXT_POS));
-            bpf_probe_read_user(&last, 4, (void *)(range[1] - PF_EXT_TOKEN_SIZE + PF_EXT_POS));
+            c.n_tokens = count;
+            bpf_probe_read_user(&c.pos_first, 4, (void *)(range[0] + PF_EXT_POS));
+            bpf_probe_read_user(&c.pos_last, 4, (void *)(range[1] - PF_EXT_TOKEN_SIZE + PF_EXT_POS));
+            tokens.ext = range[0];
         }
     }
-    if (n < 0)
+    if (c.n_tokens < 0)
         pf_count(PF_CNT_UNREADABLE, 1);
-    pf_call_begin(probe, flags, PT_REGS_PARM1(ctx), n, first, last);
+    pf_call_emit(ctx, &c, &tokens);
     return 0;
 }
 #else
 static __always_inline int pf_process_begin(struct pt_regs *ctx, u32 probe)
 {
     u16 flags = (u32)PT_REGS_PARM2(ctx) == PF_PROCESS_ENCODE ? PF_CALL_ENCODE : 0;
-    pf_call_begin(probe, flags, PT_REGS_PARM1(ctx), -1, -1, -1);
+    struct pf_call c = {};
+    pf_call_init(&c, probe, flags, PT_REGS_PARM1(ctx));
+    pf_emit(&c, sizeof(c), PF_CALL_BEGIN);
     return 0;
 }
 #endif

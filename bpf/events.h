@@ -18,6 +18,7 @@
 
 #define PF_PTRS_PER_RECORD 64
 #define PF_OPS_PER_BATCH 512
+#define PF_RUNS_PER_RECORD 32
 #define PF_COMM_LEN 16
 
 enum pf_kind {
@@ -35,6 +36,7 @@ enum pf_kind {
     PF_BUFFER = 12,      /* pf_buffer: raw struct ggml_backend_buffer, new or changed    */
     PF_THREAD = 13,      /* pf_thread: first event of a thread                           */
     PF_WARMUP = 14,      /* pf_mark: where warm-up begins or ends                        */
+    PF_SEQS = 15,        /* pf_seqs: which sequences the tokens of a batch belong to      */
     PF_KIND_COUNT = 16,
 };
 
@@ -54,8 +56,28 @@ struct pf_call {
     int n_tokens;                /* -1: could not be read */
     int pos_first;               /* -1: not given by the caller */
     int pos_last;
-    int n_seqs;                  /* reserved, -1 */
+    int n_seqs;                  /* 1: all tokens are of `seq`; -1: PF_SEQS records tell, or nothing */
+    int seq;                     /* -1: not known, or several */
+};
+
+/* Consecutive tokens of a batch that belong to the same sequence. */
+struct pf_run {
+    int seq;
+    int pos;                     /* position of its first token, -1: not given */
+    unsigned int n_tokens;
+    unsigned int n_outputs;      /* tokens whose logits or embeddings are asked for */
+};
+
+#define PF_SEQS_CUT 1            /* flags: the rest of the batch could not be read */
+
+struct pf_seqs {
+    struct pf_hdr h;             /* tid and ts are those of the call's PF_CALL_BEGIN */
+    unsigned long long ctx;
+    unsigned int n_tokens;       /* of the whole batch */
+    unsigned int n_shared;       /* tokens so far that belong to further sequences too */
+    unsigned int n_runs;         /* valid entries */
     unsigned int pad;
+    struct pf_run run[PF_RUNS_PER_RECORD];
 };
 
 struct pf_end {

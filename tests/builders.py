@@ -28,6 +28,7 @@ from profinfer.tracefile.schema import (
     PTRS_LEAFS,
     PTRS_PER_RECORD,
     RING_DISCARD,
+    RUNS_PER_RECORD,
     WARMUP_OFF,
     WARMUP_ON,
     ChunkKind,
@@ -350,9 +351,32 @@ class TraceBuilder:
         ctx: int = 0xC0,
         probe: int = 0,
         flags: int = 0,
+        seq: int = -1,
     ) -> None:
-        body = struct.pack("<QIiiiiI", ctx, probe, n_tokens, pos_first, pos_last, -1, 0)
+        """``seq``: the sequence of all its tokens; -1 where the kernel could not tell."""
+        n_seqs = 1 if seq >= 0 else -1
+        body = struct.pack("<QIiiiii", ctx, probe, n_tokens, pos_first, pos_last, n_seqs, seq)
         self.record(Kind.CALL_BEGIN, tid, ts, body, flags)
+
+    def seqs(
+        self,
+        tid: int,
+        ts: int,
+        runs: Sequence[tuple[int, int, int]],
+        *,
+        n_tokens: int | None = None,
+        ctx: int = 0xC0,
+        flags: int = 0,
+    ) -> None:
+        """The sequences of a batch: (seq, pos, n_tokens) a run; ``ts`` is that of its call."""
+        total = sum(n for _, _, n in runs) if n_tokens is None else n_tokens
+        for first in range(0, len(runs), RUNS_PER_RECORD):
+            part = runs[first : first + RUNS_PER_RECORD]
+            body = struct.pack("<QIIII", ctx, total, 0, len(part), 0)
+            body += b"".join(struct.pack("<iiII", s, p, n, 1) for s, p, n in part)
+            last = first + RUNS_PER_RECORD >= len(runs)
+            size = 24 + 16 * RUNS_PER_RECORD
+            self.record(Kind.SEQS, tid, ts, body.ljust(size, b"\0"), flags if last else 0)
 
     def call_end(self, tid: int, ts: int, *, value: int = 0, probe: int = 0) -> None:
         self.record(Kind.CALL_END, tid, ts, struct.pack("<Ii", probe, value))

@@ -116,6 +116,21 @@ def synthetic(
             "generation": 0,
             "token_index": i - 1,
             "ret": 0,
+            "n_seqs": 1,
+            "seq": 0,
+            "n_decoded": np.where(i == 0, 0, 1),
+        }
+    )
+    generations = pd.DataFrame(
+        {
+            "ctx": calls["ctx"][:1],
+            "seq": 0,
+            "generation": 0,
+            "begin_ns": call_begin[:1],
+            "end_ns": call_end[-1:],
+            "output_tokens": tokens - 1,
+            "prompt_tokens": 4,
+            "ttft_ns": call_end[:1] + 21_000 - call_begin[:1],
         }
     )
     samples = pd.DataFrame(
@@ -165,7 +180,9 @@ def synthetic(
             "first_ns": start + np.arange(threads),
         }
     )
-    return Timeline(calls, samples, splits, graphs, table, ops, thread_table, RECORDING)
+    return Timeline(
+        calls, samples, splits, graphs, table, ops, thread_table, generations, RECORDING
+    )
 
 
 def main(slices: int) -> None:

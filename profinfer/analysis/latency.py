@@ -68,7 +68,7 @@ def speeds(trace: Trace) -> list[Speed]:
     spent = (calls["end_ns"] - calls["begin_ns"]).to_numpy()
     tokens = calls["n_tokens"].to_numpy().clip(min=0)
     out = []
-    for phase in ("warmup", "encode", "prefill", "decode", "other"):
+    for phase in ("warmup", "encode", "prefill", "decode", "mixed", "other"):
         mine = (calls["phase"] == phase).to_numpy() & ~calls["cut"].to_numpy()
         if mine.any():
             out.append(
@@ -83,29 +83,84 @@ def speeds(trace: Trace) -> list[Speed]:
     return out
 
 
+def generations(trace: Trace) -> pd.DataFrame:
+    """One row per prompt of a sequence: what came of it, in order of its first call.
+
+    Columns: ctx, seq, generation, begin_ns (of its first call), end_ns (of its last call),
+    prompt_tokens, ttft_ns (begin of the first prefill call to the end of the first sample after
+    the last one), output_tokens (decode steps; the token that the prefill yields is not one).
+    Without a prompt that was seen from its beginning, prompt_tokens and ttft_ns are NA. answered:
+    something was sampled or decoded, where the program samples at all; engines try things out with
+    prompts that nobody wants an answer to.
+    """
+    rows = _steps(trace)
+    keys = ["ctx", "seq", "generation"]
+    out = rows.groupby(keys, sort=False).agg(
+        begin_ns=("begin_ns", "min"),
+        end_ns=("end_ns", "max"),
+        output_tokens=("decodes", "sum"),
+    )
+    prompt = rows[rows["phase"] == "prefill"].groupby(keys, sort=False)
+    prompts = prompt.agg(
+        prompt_tokens=("n_tokens", "sum"),
+        first_ns=("begin_ns", "min"),
+        last_call=("call_id", "last"),
+        pos=("pos_first", "first"),
+    )
+    if trace.excerpt:
+        # The recording may have begun in the middle of a sequence's first prompt.
+        number = prompts.index.get_level_values("generation")
+        prompts = prompts[~((number == 0) & (prompts["pos"] > 0).to_numpy())]
+    first = first_samples(trace)
+    done = pd.Series(first[prompts["last_call"].to_numpy()], prompts.index)
+    prompts = prompts.assign(ttft_ns=done - prompts["first_ns"])
+    told = prompts[["prompt_tokens", "ttft_ns"]].reindex(out.index).astype("Int64")
+    ends = trace.calls["end_ns"].to_numpy()
+    sampled = prompts["last_call"].map(dict(enumerate(first > ends))).reindex(out.index)
+    answered = (out["output_tokens"] > 0) | sampled.fillna(False).astype(bool)
+    return out.join(told).assign(answered=answered | (not len(trace.samples))).reset_index()
+
+
+def first_samples(trace: Trace) -> I64:
+    """End of the first sample after each call, of the call itself where nothing was sampled."""
+    out = trace.calls["end_ns"].to_numpy().copy()
+    owner, ends = sample_owner(trace), trace.samples["end_ns"].to_numpy()
+    owned = np.flatnonzero(owner >= 0)[::-1]  # the first sample is written last
+    out[owner[owned]] = ends[owned]
+    return out
+
+
 def time_to_first_token(trace: Trace) -> I64:
-    """Per generation: begin of its first prefill call to the end of its first sample, ns."""
-    calls = trace.calls
-    prefill = calls[calls["phase"] == "prefill"]
-    owner = sample_owner(trace)
-    ends = trace.samples["end_ns"].to_numpy()
-    out: list[int] = []
-    for (_, generation), group in prefill.groupby(["ctx", "generation"], sort=False):
-        if trace.excerpt and generation == 0 and int(group["pos_first"].iloc[0]) > 0:
-            continue  # the recording began in the middle of this prompt
-        last = int(group.index[-1])
-        following = ends[owner == last]
-        end = int(following[0]) if len(following) else int(group["end_ns"].iloc[-1])
-        out.append(end - int(group["begin_ns"].iloc[0]))
-    return np.array(out, np.int64)
+    """``ttft_ns`` of each generation that was answered and whose prompt was seen."""
+    table = generations(trace)
+    return np.asarray(table["ttft_ns"][table["answered"]].dropna().to_numpy(np.int64), np.int64)
 
 
-def time_per_output_token(calls: pd.DataFrame) -> I64:
+def time_per_output_token(trace: Trace) -> I64:
     """Distances between the ends of consecutive decode calls of a generation, ns."""
-    decode = calls[(calls["phase"] == "decode") & ~calls["cut"]]
-    steps = decode.groupby(["ctx", "generation"], sort=False)["end_ns"].diff()
-    consecutive = decode.groupby(["ctx", "generation"], sort=False)["token_index"].diff() == 1
-    return np.asarray(steps[consecutive].astype("int64").to_numpy(), np.int64)
+    return np.asarray(token_steps(trace)["step_ns"].dropna().to_numpy(np.int64), np.int64)
+
+
+def token_steps(trace: Trace) -> pd.DataFrame:
+    """One row per decode step: ctx, seq, generation, call_id, step_ns (NA for the first)."""
+    rows = _steps(trace)
+    rows = rows[(rows["phase"] == "decode") & ~rows["cut"]]
+    keys = ["ctx", "seq", "generation"]
+    groups = rows.groupby(keys, sort=False)
+    step = groups["end_ns"].diff().astype("Int64")
+    follows = groups["token_index"].diff() == 1
+    return rows[[*keys, "call_id"]].assign(step_ns=step.where(follows))
+
+
+def _steps(trace: Trace) -> pd.DataFrame:
+    """The sequences table of prefill and decode, with the calls' ctx and times."""
+    calls, seqs = trace.calls, trace.sequences
+    owner = seqs["call_id"].to_numpy()
+    rows = seqs.assign(
+        decodes=(seqs["phase"] == "decode").astype(np.int64),
+        **{c: calls[c].to_numpy()[owner] for c in ("ctx", "begin_ns", "end_ns", "cut")},
+    )
+    return rows[rows["phase"].isin(("prefill", "decode"))]
 
 
 def quantile(values: I64, q: float) -> int | None:

@@ -49,7 +49,7 @@ def overview(trace: Trace) -> Result:
     """One row: the run and its headline numbers."""
     meta, calls = trace.meta, trace.calls
     first = latency.time_to_first_token(trace)
-    step = latency.time_per_output_token(calls)
+    step = latency.time_per_output_token(trace)
     speeds = {s.phase: s for s in latency.speeds(trace)}
     lost = sum(n for k, n in trace.losses.items() if k.startswith("lost_") and k != "lost_ops")
     engine = " ".join(filter(None, [meta.engine.name, meta.engine.version])) or None
@@ -78,6 +78,10 @@ def overview(trace: Trace) -> Result:
         (_rate("decode_per_s", "decode", "Decoded tokens per second of call time."),
          speeds["decode"].per_s if "decode" in speeds else None),
         (Column("generations", "generations", "count", "Prompts that were answered."), len(first)),
+        (Column("contexts", "contexts", "count", "llama_contexts that ran, if several."),
+         _several(real["ctx"].nunique())),
+        (Column("parallel", "parallel", "count", "Most sequences in one call, if several."),
+         _several(int(real["n_seqs"].max()) if len(real) else 0)),
         (Column("lost", "lost", "count", "Events that the recorder lost."), lost),
         (Column("probe_cost", "probe cost", "ratio", "Part of the calls' time that the probes are "
                 "estimated to have cost."), estimated_share(trace)),
@@ -97,6 +101,10 @@ def overview(trace: Trace) -> Result:
         (*notes.losses(trace), *extra),
         layout="record",
     )
+
+
+def _several(n: int) -> int | None:
+    return n if n > 1 else None
 
 
 def _text(name: str, title: str, description: str) -> Column:

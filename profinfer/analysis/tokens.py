@@ -24,6 +24,7 @@ COLUMNS = (
     Column("wait_share", "wait", "ratio", "Waiting in barriers, of computing and waiting."),
     Column("sampling_ns", "sampling", "ns", "Sampling after it."),
     Column("step_ns", "step", "ns", "From the end of the decode call before to its own end."),
+    Column("sequences", "seqs", "count", "Sequences that its tokens belong to.", detail=True),
     Column("generation", "generation", "id", "Number of the prompt.", detail=True),
     Column("begin_ns", "begin", "ns", "Since the first call of the recording.", detail=True),
 )
@@ -44,8 +45,7 @@ def tokens(trace: Trace, selection: Selection, top: int | None = None) -> Result
     np.add.at(compute, of_wall[use], walls["compute_sum"].to_numpy()[use])
     np.add.at(wait, of_wall[use], walls["wait_sum"].to_numpy()[use])
     both = compute + wait
-    decode = calls["phase"] == "decode"
-    step = calls[decode].groupby(["ctx", "generation"], sort=False)["end_ns"].diff()
+    step = latency.token_steps(trace).groupby("call_id")["step_ns"].max()
     frame = pd.DataFrame(
         {
             "call": calls["call_id"],
@@ -57,7 +57,8 @@ def tokens(trace: Trace, selection: Selection, top: int | None = None) -> Result
             "graph_ns": in_graphs,
             "wait_share": np.divide(wait, both, where=both > 0, out=np.full(len(calls), np.nan)),
             "sampling_ns": latency.sampling_per_call(trace),
-            "step_ns": step.reindex(calls.index).astype("Int64"),
+            "step_ns": step.reindex(calls["call_id"]).astype("Int64").to_numpy(),
+            "sequences": _known(calls["n_seqs"]),
             "generation": _known(calls["generation"]),
             "begin_ns": begin - (begin[0] if len(begin) else 0),
         }

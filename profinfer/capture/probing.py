@@ -35,8 +35,8 @@ class Probing:
         self.plan = plan
         source = build_source(plan, ring_bytes=ring_bytes)
         self._program = Program(source.text, source.cflags, headers=headers_folder(), pid=pid)
-        if source.walks:
-            self._program.set_tail_call("steps", 0, "pf_walk_step")
+        for table, function in source.tail_calls.items():
+            self._program.set_tail_call(table, 0, function)
         if paused:
             self.pause()
         # Before anything is attached: a process that runs already pays for its probes from then on.

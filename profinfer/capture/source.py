@@ -23,6 +23,10 @@ _MAX_TENSORS = 1 << 17
 # 3 pieces of 64 nodes a step, 33 steps: 6,336 nodes a graph. More pieces a step and the verifier
 # takes seconds.
 _PIECES_PER_STEP = 3
+# 33 steps and the first: 4,352 tokens a batch; the engine's default is 2,048.
+_TOKENS_PER_STEP = 128
+# What no engine reaches: LLAMA_MAX_SEQ is 64 or 256.
+_MAX_SEQS = 4096
 
 # Role and kind of a probe -> the C function it runs. {id} is the probe's number, {pushed} the
 # bytes on the stack above the return address at the chosen instruction.
@@ -57,13 +61,13 @@ class Source:
         text: the C program.
         cflags: its definitions.
         points: where each handler is attached.
-        walks: True when the tail-called definition walk is part of it.
+        tail_calls: program array -> function that its only entry holds.
     """
 
     text: str
     cflags: list[str]
     points: list[AttachPoint]
-    walks: bool
+    tail_calls: dict[str, str]
 
 
 def bpf_folder() -> Path:
@@ -123,6 +127,8 @@ def _definitions(plan: ProbePlan, ring_bytes: int) -> dict[str, int]:
         "PF_MAX_MAIN_THREADS": _MAX_MAIN_THREADS,
         "PF_MAX_TENSORS": _MAX_TENSORS,
         "PF_PIECES_PER_STEP": _PIECES_PER_STEP,
+        "PF_TOKENS_PER_STEP": _TOKENS_PER_STEP,
+        "PF_MAX_SEQS": _MAX_SEQS,
         "PF_PROCESS_ENCODE": 0,  # enum llama_process_type
     }
     layout = plan.layout
@@ -149,6 +155,12 @@ def _definitions(plan: ProbePlan, ring_bytes: int) -> dict[str, int]:
             "PF_EXT_TOKEN_SIZE": layout.batch_ext["token_size"],
             "PF_EXT_POS": layout.batch_ext["pos"],
         }
+        if "seq_first" in layout.batch_ext:
+            values |= {
+                "PF_EXT_SEQS": layout.batch_ext["seq_first"],
+                "PF_EXT_SEQ_VALUE": layout.batch_ext["seq_value"],
+                "PF_EXT_OUTPUT": layout.batch_ext["output"],
+            }
     return values
 
 
@@ -163,7 +175,7 @@ def build_source(plan: ProbePlan, *, ring_bytes: int = RING_BYTES) -> Source:
     machine = plan.images[0].elf.machine
     roles = {probe.role for probe in plan.probes}
     walks = plan.layout is not None and bool(roles & {"graph", "split", "leafs"})
-    files = ["events.h", "prelude.bpf.c", "calibrate.bpf.c", "calls.bpf.c"]
+    files = ["events.h", "prelude.bpf.c", "calibrate.bpf.c", "batch.bpf.c", "calls.bpf.c"]
     if walks or any(role.startswith("op.") for role in roles):
         files.append("ops.bpf.c")
     if walks:
@@ -183,4 +195,7 @@ def build_source(plan: ProbePlan, *, ring_bytes: int = RING_BYTES) -> Source:
         parts.append(f"int {name}(struct pt_regs *ctx) {{ return {body}; }}")
         points.append(AttachPoint(name, probe.path, probe.offset, probe.kind == "uretprobe"))
     flags = [f"-D{key}={value}" for key, value in _definitions(plan, ring_bytes).items()]
-    return Source("\n".join(parts) + "\n", flags, points, walks)
+    tail_calls = {"batch_steps": "pf_batch_step"}
+    if walks:
+        tail_calls["steps"] = "pf_walk_step"
+    return Source("\n".join(parts) + "\n", flags, points, tail_calls)

@@ -18,15 +18,16 @@ if TYPE_CHECKING:
     from profinfer.tracefile.reader import TraceReader
 
 _KINDS = """CALL_BEGIN CALL_END SAMPLE_BEGIN SAMPLE_END SPLIT_BEGIN SPLIT_END GRAPH_BEGIN GRAPH_END
-OPS PTRS TENSOR BUFFER THREAD WARMUP UPDATE LOSS NOTE TRAILER""".split()
+OPS PTRS TENSOR BUFFER THREAD WARMUP SEQS UPDATE LOSS NOTE TRAILER""".split()
 _HEX = {"ctx", "backend", "cgraph", "get_name", "addr", "data", "buffer", "view_src"}
-_HIDDEN = {"kind", "flags", "tid", "ts", "pad", "n_seqs"}
+_HIDDEN = {"kind", "flags", "tid", "ts", "pad"}
 # Names of flag bits, by kind.
 _FLAGS = {
     "CALL_BEGIN": ("ENCODE",),
     "GRAPH_BEGIN": ("CHANGED", "PARTIAL"),
     "OPS": ("LAST",),
     "PTRS": ("LEAFS",),
+    "SEQS": ("CUT",),
 }
 
 
@@ -172,6 +173,11 @@ def _fields(row: Any) -> dict[str, Any]:
         value = row[name]
         if name == "ptr":
             out[name] = [int(p) for p in value[: int(row["n"])]]
+        elif name == "run":
+            out["runs"] = [
+                dict(zip(value.dtype.names, run.tolist(), strict=True))
+                for run in value[: int(row["n_runs"])]
+            ]
         elif name == "guid":
             out[name] = bytes(value).hex()
         elif name == "comm":
@@ -288,6 +294,8 @@ def _text(name: str, value: Any) -> str:
         while shown and not shown[-1]:
             shown.pop()
         return ",".join(map(str, shown)) or "-"
+    if name == "runs":  # sequence:position+tokens/outputs
+        return ",".join(f"{r['seq']}:{r['pos']}+{r['n_tokens']}/{r['n_outputs']}" for r in value)
     if name in _HEX:
         return f"{value:#x}"
     if name in ("name", "comm"):

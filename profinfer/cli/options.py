@@ -11,7 +11,7 @@ import click
 
 from profinfer.errors import UsageProblem
 
-PHASES = ("prefill", "decode", "encode", "warmup", "all")
+PHASES = ("prefill", "decode", "mixed", "encode", "warmup", "all")
 FORMATS = ("table", "json", "csv")
 
 

@@ -19,7 +19,9 @@ if TYPE_CHECKING:
     from profinfer.model.selection import Selection
     from profinfer.model.trace import Trace
 
-VIEWS = ("op", "layer", "role", "node", "shape", "thread", "token")
+VIEWS = ("op", "layer", "role", "node", "shape", "thread", "token", "generation")
+# Reported one by one, those that the trace has.
+_PHASES = ("decode", "prefill", "mixed", "encode")
 TOP = 10  # slowest operators in the short report
 TOP_VIEW = 20  # rows of a long view when a person reads it
 
@@ -133,7 +135,7 @@ def _check_level(trace: Trace, asked: ReportOptions) -> None:
             f"{trace.path} holds no call and no graph: the program ran no inference while recorded",
             f"profinfer info {trace.path}",
         )
-    needs_ops = asked.by not in (None, "token") or asked.narrowed
+    needs_ops = asked.by not in (None, "token", "generation") or asked.narrowed
     if needs_ops and not len(trace.ops):
         level = trace.meta.plan.level or "graph"
         raise UsageProblem(
@@ -163,7 +165,7 @@ def _selections(trace: Trace, asked: ReportOptions) -> list[Selection]:
     elif asked.by == "token":
         found = [select(None)]
     else:
-        found = [s for phase in ("decode", "prefill", "encode") if not (s := select(phase)).empty]
+        found = [s for phase in _PHASES if not (s := select(phase)).empty]
         found = found or [select(None)]
     found = [s for s in found if not s.empty]
     if not found:
@@ -183,9 +185,12 @@ def _selections(trace: Trace, asked: ReportOptions) -> list[Selection]:
 
 def _views(trace: Trace, asked: ReportOptions, selections: list[Selection]) -> Iterator[Result]:
     """The Results, in order."""
-    from profinfer.analysis import operators, overview, threads, tokens
+    from profinfer.analysis import generations, operators, overview, threads, tokens
 
     human = asked.form == "table"
+    if asked.by == "generation":
+        yield generations.generations(trace, asked.top)
+        return
     top = asked.top or (TOP_VIEW if human else None)
     if asked.by is not None:
         for chosen in selections:
@@ -203,6 +208,9 @@ def _views(trace: Trace, asked: ReportOptions, selections: list[Selection]) -> I
     yield overview.overview(trace)
     if len(trace.calls):
         yield overview.phases(trace)
+        prompts = generations.generations(trace, TOP if human else None)
+        if len(prompts.frame) > 1:
+            yield prompts
     for number, chosen in enumerate(selections):
         if chosen.n_calls and not asked.narrowed:
             yield overview.ledger(trace, chosen)

@@ -1,7 +1,6 @@
-"""Layer 5: calls, samples, splits and graphs as tables, with their phases and parents.
+"""Layer 5: calls, samples, splits and graphs as tables, with their parents.
 
-Owns what a call means: warm-up, prefill, decode, which generation, which token. Loops over calls,
-never over operators. Must not import the analyses or above.
+Loops over calls, never over operators. Must not import the analyses or above.
 """
 
 from __future__ import annotations
@@ -15,13 +14,15 @@ import pandas as pd
 
 from profinfer.engine.catalog import backends
 from profinfer.model.decode import Records, int64
+from profinfer.model.phases import PHASES, with_phases
+from profinfer.model.sequences import sequences
 from profinfer.model.spans import Pairs, outermost, pair, parents
 from profinfer.tracefile import schema
 from profinfer.tracefile.metadata import TraceMetadata, Trailer
 from profinfer.tracefile.schema import Kind
 
 I64 = npt.NDArray[np.int64]
-PHASES = ("warmup", "prefill", "decode", "encode", "other")
+_READ = ("n_tokens", "pos_first", "pos_last", "n_seqs", "seq")
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,8 @@ class Spans:
 
     Attributes:
         calls: outermost calls into the model.
+        sequences: the sequences of each call's batch.
+        torn_batches: calls whose sequences were not recorded to the end.
         samples: outermost sampler calls.
         splits: graph splits handed to backends.
         graphs: graphs computed by the CPU backend; the index is the graph_id.
@@ -39,6 +42,8 @@ class Spans:
     """
 
     calls: pd.DataFrame
+    sequences: pd.DataFrame
+    torn_batches: int
     samples: pd.DataFrame
     splits: pd.DataFrame
     graphs: pd.DataFrame
@@ -72,6 +77,8 @@ def build(records: Records, meta: TraceMetadata, trailer: Trailer | None) -> Spa
     pairs, tid, begin, end = _paired(records, Kind.CALL_BEGIN, Kind.CALL_END)
     note("calls", pairs)
     calls = _calls(records, pairs, tid, begin, end, functions)
+    seqs, torn = sequences(records, calls)
+    calls, seqs = with_phases(_with_sequences(calls, seqs), seqs)
 
     pairs, tid, begin, end = _paired(records, Kind.SAMPLE_BEGIN, Kind.SAMPLE_END)
     note("samples", pairs)
@@ -115,7 +122,7 @@ def build(records: Records, meta: TraceMetadata, trailer: Trailer | None) -> Spa
             "complete": pairs.end >= 0,
         }
     )
-    return Spans(calls, samples, splits, graphs, pairs.begin, unmatched, cut)
+    return Spans(calls, seqs, torn, samples, splits, graphs, pairs.begin, unmatched, cut)
 
 
 def _named(probes: npt.NDArray[np.uint32], functions: dict[int, str]) -> pd.Categorical[Any]:
@@ -145,7 +152,7 @@ def _calls(
 ) -> pd.DataFrame:
     rows = records.rows[Kind.CALL_BEGIN][pairs.begin]
     top = outermost(tid, begin, end)
-    tokens = {k: rows[k].astype(np.int64) for k in ("n_tokens", "pos_first", "pos_last")}
+    tokens = {k: rows[k].astype(np.int64) for k in _READ}
     # A newer entry may wrap an older one: one call, and what either of them could read.
     inner = np.flatnonzero(~top)
     outer = np.flatnonzero(top)
@@ -159,7 +166,7 @@ def _calls(
     function = _named(rows["probe"][top], functions)
     encode = (rows["flags"][top] & schema.CALL_ENCODE) != 0
     encode |= np.array([f.endswith("_encode") for f in function], bool)
-    calls = pd.DataFrame(
+    return pd.DataFrame(
         {
             "call_id": np.arange(len(outer), dtype=np.int32),
             "tid": tid[top].astype(np.int32),
@@ -174,7 +181,19 @@ def _calls(
             "ret": ret[top],
         }
     )
-    return with_phases(calls)
+
+
+def _with_sequences(calls: pd.DataFrame, seqs: pd.DataFrame) -> pd.DataFrame:
+    """n_seqs: to how many sequences a call's tokens belong; seq: to which; -1 where not known."""
+    n = np.bincount(seqs["call_id"], minlength=len(calls))
+    first = np.full(len(calls), -1, np.int64)
+    owner, seq = seqs["call_id"].to_numpy(), seqs["seq"].to_numpy(np.int64)
+    first[owner] = seq
+    known = first >= 0
+    return calls.assign(
+        n_seqs=np.where(known, n, -1).astype(np.int32),
+        seq=np.where(known & (n == 1), first, -1).astype(np.int32),
+    )
 
 
 def _in_warmup(
@@ -203,53 +222,6 @@ def _in_warmup(
                 out |= (ctx == one) & (begin >= since) & (end <= ts)
             since = ts
     return out
-
-
-def with_phases(calls: pd.DataFrame) -> pd.DataFrame:
-    """Add phase, generation and token_index by the rules of ``docs/metrics.md``.
-
-    Needs the columns ctx, n_tokens, pos_first, warmup, encode, in order of begin_ns.
-    """
-    phases: list[str] = []
-    generations: list[int] = []
-    indices: list[int] = []
-    last: dict[int, str] = {}  # ctx -> phase of its latest prefill or decode
-    generation: dict[int, int] = {}
-    token: dict[int, int] = {}
-    for ctx, n_tokens, pos, warm, encode in zip(
-        *(calls[c].tolist() for c in ("ctx", "n_tokens", "pos_first", "warmup", "encode")),
-        strict=True,
-    ):
-        index = -1
-        if warm:
-            phase = "warmup"
-        elif encode:
-            phase = "encode"
-        elif n_tokens < 1:
-            phase = "other"
-        elif n_tokens > 1 or pos == 0 or (ctx not in last and pos < 0):
-            phase = "prefill"
-        else:
-            phase = "decode"
-        if phase == "prefill":
-            if last.get(ctx) != "prefill":
-                generation[ctx] = generation.get(ctx, -1) + 1
-                token[ctx] = 0
-            last[ctx] = phase
-        elif phase == "decode":
-            # A context first seen in the middle of a generation counts from there.
-            index = token.get(ctx, 0)
-            token[ctx] = index + 1
-            generation.setdefault(ctx, 0)
-            last[ctx] = phase
-        phases.append(phase)
-        indices.append(index)
-        generations.append(generation.get(ctx, 0) if phase in ("prefill", "decode") else -1)
-    return calls.assign(
-        phase=pd.Categorical(phases, categories=list(PHASES)),
-        generation=np.array(generations, np.int32),
-        token_index=np.array(indices, np.int32),
-    )
 
 
 def _splits(

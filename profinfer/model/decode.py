@@ -59,6 +59,7 @@ _FIXED = (
     Kind.PTRS,
     Kind.THREAD,
     Kind.WARMUP,
+    Kind.SEQS,
 )
 
 

@@ -10,7 +10,8 @@ import dataclasses
 import numpy as np
 import pandas as pd
 
-from profinfer.model.calls import PHASES, Spans, with_phases
+from profinfer.model.calls import Spans
+from profinfer.model.phases import PHASES, with_phases
 
 TOKEN_TABLE = "token_embd.weight"
 
@@ -37,10 +38,16 @@ def counted(spans: Spans, nodes: pd.DataFrame) -> tuple[Spans, int]:
     filled = unknown & (total > 0)
     if not filled.any():
         return spans, 0
-    calls = with_phases(calls.assign(n_tokens=np.where(filled, total, calls["n_tokens"])))
+    calls = calls.assign(n_tokens=np.where(filled, total, calls["n_tokens"]))
+    seqs = spans.sequences
+    owner = seqs["call_id"].to_numpy()
+    seqs = seqs.assign(n_tokens=np.where(filled[owner], total[owner], seqs["n_tokens"]))
+    calls, seqs = with_phases(calls, seqs)
     codes = np.r_[calls["phase"].cat.codes.to_numpy(), PHASES.index("other")]
     phase = pd.Categorical.from_codes(
         codes[graphs["call_id"].to_numpy()], categories=pd.Index(PHASES)
     )
-    spans = dataclasses.replace(spans, calls=calls, graphs=graphs.assign(phase=phase))
+    spans = dataclasses.replace(
+        spans, calls=calls, sequences=seqs, graphs=graphs.assign(phase=phase)
+    )
     return spans, int(filled.sum())

@@ -40,6 +40,7 @@ from profinfer.tracefile.schema import Kind
 
 TABLES = (
     "calls",
+    "sequences",
     "samples",
     "splits",
     "graphs",
@@ -91,6 +92,11 @@ class Trace:
     def calls(self) -> pd.DataFrame:
         """One row per call of llama_decode and its like; nested calls are folded."""
         return self._spans.calls
+
+    @property
+    def sequences(self) -> pd.DataFrame:
+        """One row per call and sequence of its batch: whose tokens they are."""
+        return self._spans.sequences
 
     @property
     def samples(self) -> pd.DataFrame:
@@ -250,7 +256,7 @@ class Trace:
 
         Args:
             phase: only calls of this phase; None takes all.
-            tokens: only decode calls whose token_index lies in [a, b).
+            tokens: only calls that decode a token whose token_index lies in [a, b).
             op: only nodes of this operator type.
             layer: only nodes whose layer lies in [a, b).
             warmup: keep warm-up calls when ``phase`` is None.
@@ -267,8 +273,9 @@ class Trace:
         elif not warmup:
             kept &= ~warm
         if tokens is not None:
-            index = calls["token_index"].to_numpy()
-            kept &= (index >= tokens[0]) & (index < tokens[1])
+            seqs = self.sequences
+            asked = seqs[seqs["token_index"].between(*tokens, inclusive="left")]
+            kept &= calls["call_id"].isin(asked["call_id"]).to_numpy()
             filters.append(f"tokens {tokens[0]}:{tokens[1]}")
         parent = graphs["call_id"].to_numpy()
         kept_graphs = np.r_[kept, False][parent]

@@ -29,6 +29,8 @@ def call_name(call: Any) -> str:
     phase = str(call.phase)
     if phase == "warmup":
         return "warm-up"
+    if call.n_seqs > 1:
+        return f"{phase} ({tokens} of {call.n_seqs} sequences)"
     if phase == "decode":
         pos = f"pos {call.pos_first}" if call.pos_first >= 0 else ""
         what = ", ".join(filter(None, (tokens, pos)))
@@ -98,6 +100,8 @@ class ContainerSlices:
             "n_tokens": int(call.n_tokens),
             "pos_first": int(call.pos_first),
             "pos_last": int(call.pos_last),
+            "sequences": int(call.n_seqs),
+            "sequence": int(call.seq),
             "generation": int(call.generation),
             "token_index": int(call.token_index),
             "call_id": int(call.call_id),

@@ -6,6 +6,7 @@ Owns the tracks of the process. May import numpy and pandas; must not import the
 from __future__ import annotations
 
 import shlex
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -115,61 +116,60 @@ class Markers:
                 self._points.append((begin, 0, template))
 
     def _generations(self, timeline: Timeline) -> None:
-        """Time to first token of each generation that has its prefill in the timeline."""
-        calls = timeline.calls
-        prefills = calls[calls["phase"].astype(str) == "prefill"]
-        sample_tid = ints(timeline.samples, "tid")
-        sample_begin = ints(timeline.samples, "begin_ns")
-        sample_end = ints(timeline.samples, "end_ns")
-        contexts = prefills["ctx"].drop_duplicates().tolist()
-        for number, ctx in enumerate(contexts):
-            name = "generation" if len(contexts) == 1 else f"generation (context {number})"
-            track = self._track("generation", number, name)
-            for generation, run in prefills[prefills["ctx"] == ctx].groupby("generation"):
-                run = run.sort_values("begin_ns")
-                begin, done = int(run["begin_ns"].iloc[0]), int(run["end_ns"].iloc[-1])
-                if done < begin:
-                    continue  # cut off by the end of the recording
-                later = calls[(calls["ctx"] == ctx) & (calls["begin_ns"] >= done)]
-                until = int(later["begin_ns"].min()) if len(later) else np.iinfo(np.int64).max
-                mine = (sample_tid == int(run["tid"].iloc[-1])) & (sample_end >= sample_begin)
-                mine &= (sample_begin >= done) & (sample_begin < until)
-                end = int(sample_end[mine][0]) if mine.any() else done
-                args = {
-                    "generation": int(str(generation)),
-                    "prompt_tokens": int(run["n_tokens"].sum()),
-                    "ttft_ms": (end - begin) / 1e6,
+        """Each prompt as two slices: until its first token, and while its tokens were decoded."""
+        table = timeline.generations
+        owners = table[["ctx", "seq"]].drop_duplicates()
+        contexts = owners["ctx"].drop_duplicates().tolist()
+        tracks = {}
+        for number, (ctx, seq) in enumerate(owners.itertuples(index=False)):
+            words = [f"context {contexts.index(ctx)}"] if len(contexts) > 1 else []
+            words += [f"sequence {seq}"] if len(owners) > len(contexts) else []
+            name = f"generation ({', '.join(words)})" if words else "generation"
+            tracks[ctx, seq] = self._track("generation", number, name)
+        rows: list[Any] = list(table.itertuples(index=False))
+        for row in rows:
+            track, end, begin = tracks[row.ctx, row.seq], int(row.end_ns), int(row.begin_ns)
+            about: dict[str, int | float] = {"generation": int(row.generation)}
+            if not pd.isna(row.ttft_ns):
+                args = about | {
+                    "prompt_tokens": int(row.prompt_tokens),
+                    "ttft_ms": row.ttft_ns / 1e6,
                 }
-                self._slices.append(
-                    (begin, end, track, self._packets.event("TTFT", "generation", args))
-                )
+                first = begin + int(row.ttft_ns)
+                template = self._packets.event("TTFT", "generation", args)
+                self._slices.append((begin, first, track, template))
                 instant = self._packets.event("first token", "generation", args, instant=True)
-                self._points.append((end, track, instant))
+                self._points.append((first, track, instant))
+                begin = first
+            if row.output_tokens and end > begin:
+                template = self._packets.event(
+                    "decoding", "generation", about | {"tokens": int(row.output_tokens)}
+                )
+                self._slices.append((begin, end, track, template))
 
     def _rates(self, calls: pd.DataFrame) -> None:
         """Tokens per second: of each decode step at its end, of each prefill over its length."""
         decode_track = self._track("decode tok/s", unit="tok/s")
         prefill_track = self._track("prefill tok/s", unit="tok/s")
         begin, end, n = ints(calls, "begin_ns"), ints(calls, "end_ns"), ints(calls, "n_tokens")
-        ctx, generation = ints(calls, "ctx"), ints(calls, "generation")
-        phase = calls["phase"].astype(str).to_numpy()
+        ctx, decoded = ints(calls, "ctx"), ints(calls, "n_decoded")
+        read = np.where(calls["phase"].isin(("prefill", "mixed")), n - decoded, 0)
         previous: dict[int, int] = {}  # context -> row of its last decode
         zero = self._packets.rate(0.0)
         for i in np.argsort(begin, kind="stable").tolist():
             key = int(ctx[i])
             before = previous.get(key)
-            if before is not None and (phase[i] != "decode" or generation[i] != generation[before]):
+            if before is not None and not decoded[i]:
                 self._points.append((int(begin[i]), decode_track, zero))
                 del previous[key]
-                before = None
             if end[i] <= begin[i]:
                 continue
-            if phase[i] == "decode":
+            if decoded[i]:
                 if before is not None and end[i] > end[before]:
-                    rate = 1e9 * max(int(n[i]), 1) / float(end[i] - end[before])
+                    rate = 1e9 * float(decoded[i]) / float(end[i] - end[before])
                     self._points.append((int(end[i]), decode_track, self._packets.rate(rate)))
                 previous[key] = i
-            elif phase[i] == "prefill" and n[i] > 0:
-                rate = 1e9 * float(n[i]) / float(end[i] - begin[i])
+            if read[i] > 0:
+                rate = 1e9 * float(read[i]) / float(end[i] - begin[i])
                 self._points.append((int(begin[i]), prefill_track, self._packets.rate(rate)))
                 self._points.append((int(end[i]), prefill_track, zero))

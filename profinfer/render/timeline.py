@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from profinfer.analysis import latency
 from profinfer.render.trackevent import Ints
 
 if TYPE_CHECKING:
@@ -56,6 +57,7 @@ class Timeline:
     nodes: pd.DataFrame
     ops: pd.DataFrame
     threads: pd.DataFrame
+    generations: pd.DataFrame
     recording: Recording
 
     @property
@@ -79,6 +81,7 @@ class Timeline:
                 trace.nodes,
                 trace.ops,
                 trace.threads,
+                latency.generations(trace),
                 recording,
             )
         calls, graphs = trace.calls, trace.graphs
@@ -95,6 +98,7 @@ class Timeline:
             trace.nodes,
             trace.ops[selection.graphs[ints(trace.ops, "graph_id")]],
             trace.threads,
+            _begun(trace, selection),
             recording,
         )
 
@@ -112,6 +116,17 @@ def _sampled(trace: Trace, selection: Selection) -> NDArray[np.bool_]:
         at = np.searchsorted(call_begin[theirs], begin[mine], side="right") - 1
         kept[mine[at >= 0]] = selection.calls[theirs[at[at >= 0]]]
     return kept
+
+
+def _begun(trace: Trace, selection: Selection) -> pd.DataFrame:
+    """Generations whose first call is selected, up to the last selected call."""
+    table = latency.generations(trace)
+    calls = trace.calls[selection.calls]
+    first = set(zip(calls["ctx"].tolist(), calls["begin_ns"].tolist(), strict=True))
+    keys = zip(table["ctx"].tolist(), table["begin_ns"].tolist(), strict=True)
+    table = table[np.array([key in first for key in keys], bool)]
+    last = int(calls["end_ns"].max()) if len(calls) else 0
+    return table.assign(end_ns=table["end_ns"].clip(upper=last))
 
 
 def _recording(trace: Trace, selection: Selection | None) -> Recording:
@@ -161,7 +176,7 @@ def first_and_last(timeline: Timeline) -> tuple[int, int]:
     """The times between which everything lies, ns."""
     first, last = [], []
     tables = (timeline.calls, timeline.samples, timeline.splits, timeline.graphs)
-    for table in (*tables, timeline.ops):
+    for table in (*tables, timeline.generations, timeline.ops):
         if len(table):
             begin = ints(table, "begin_ns")
             ends = ints(table, "release_ns" if table is timeline.ops else "end_ns")

@@ -60,6 +60,7 @@ RING_DISCARD = 1 << 30
 
 PTRS_PER_RECORD = 64
 OPS_PER_BATCH = 512
+RUNS_PER_RECORD = 32
 COMM_LEN = 16
 
 
@@ -80,6 +81,7 @@ class Kind(IntEnum):
     BUFFER = 12
     THREAD = 13
     WARMUP = 14
+    SEQS = 15
 
 
 class OpKind(IntEnum):
@@ -93,6 +95,7 @@ class OpKind(IntEnum):
 
 
 CALL_ENCODE = 1
+SEQS_CUT = 1
 WARMUP_OFF, WARMUP_ON, WARMUP_RESET = 0, 1, 2
 GRAPH_CHANGED = 1
 GRAPH_PARTIAL = 2
@@ -111,7 +114,19 @@ CALL = np.dtype(
         ("pos_first", "<i4"),
         ("pos_last", "<i4"),
         ("n_seqs", "<i4"),
+        ("seq", "<i4"),
+    ]
+)
+RUN = np.dtype([("seq", "<i4"), ("pos", "<i4"), ("n_tokens", "<u4"), ("n_outputs", "<u4")])
+SEQS = np.dtype(
+    [
+        *_H,
+        ("ctx", "<u8"),
+        ("n_tokens", "<u4"),
+        ("n_shared", "<u4"),
+        ("n_runs", "<u4"),
         ("pad", "<u4"),
+        ("run", RUN, (RUNS_PER_RECORD,)),
     ]
 )
 END = np.dtype([*_H, ("probe", "<u4"), ("value", "<i4")])
@@ -166,6 +181,7 @@ FIXED: dict[Kind, np.dtype[np.void]] = {
     Kind.PTRS: PTRS,
     Kind.THREAD: THREAD,
     Kind.WARMUP: MARK,
+    Kind.SEQS: SEQS,
 }
 
 

@@ -16,18 +16,26 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-enum { MAX_CALLS = 1 << 16, MAX_DEFS = 256 };
+enum { MAX_CALLS = 1 << 16, MAX_DEFS = 256, MAX_TOKENS = 512, MAX_SLOTS = 64 };
 
 static struct fake_options opt = {.threads = 2, .prompt = 7, .tokens = 16, .layers = 2,
                                   .generations = 1, .kv_pad = 4, .base_us = 20, .splits = 1,
                                   .sample_us = 30, .crash_call = -1, .uid = true, .pos = true};
-static int contexts = 1;
+static int contexts = 1, slots = 1;
+static bool interleave;
 static double seconds;
 static bool want_ops = true;
 static const char *mode = "normal", *warmup = "reset", *out_path;
 static volatile sig_atomic_t stop;
 
-struct call { int n, first, last, generation, def; bool warmup; uint64_t begin, end; };
+struct part { int seq, pos, n; };
+struct call {
+    int n, first, last, generation, def;
+    bool warmup;
+    uint64_t begin, end;
+    struct part *part; /* one a sequence, in the order of the batch */
+    int n_parts;
+};
 struct sample { uint64_t begin, end; };
 struct worker {
     pthread_t thread;
@@ -67,23 +75,47 @@ static void describe(struct worker *w) {
     w->n_defs++;
 }
 
-static void decode(struct worker *w, int n, int first, int generation, bool warmup) {
-    int32_t token[512], pos[512];
-    for (int i = 0; i < n; i++) {
-        token[i] = i + 1;
-        pos[i] = first + i;
+struct tokens { int n, seq[MAX_TOKENS], pos[MAX_TOKENS]; };
+
+static void add(struct tokens *t, int seq, int pos) {
+    if (t->n == MAX_TOKENS) abort();
+    t->seq[t->n] = seq;
+    t->pos[t->n++] = pos;
+}
+
+static void run(struct worker *w, struct tokens *t, int generation, bool warmup, bool with_seqs) {
+    static int32_t token[MAX_TOKENS];
+    int32_t one[MAX_TOKENS], *seq[MAX_TOKENS];
+    struct llama_batch batch = {.n_tokens = t->n, .token = token, .pos = opt.pos ? t->pos : NULL};
+    for (int i = 0; i < t->n; i++) {
+        one[i] = 1;
+        seq[i] = &t->seq[i];
     }
-    if (first == 0) w->ctx->n_past = 0;
-    struct llama_batch batch = {.n_tokens = n, .token = token, .pos = opt.pos ? pos : NULL};
+    if (with_seqs) {
+        batch.n_seq_id = one;
+        batch.seq_id = seq;
+    }
     uint64_t begin = fake_now();
     llama_decode(w->ctx, batch);
     uint64_t end = fake_now();
     if (w->builds != w->ctx->builds && w->n_defs < MAX_DEFS) describe(w);
     w->builds = w->ctx->builds;
-    if (w->n_calls < MAX_CALLS) {
-        w->call[w->n_calls++] = (struct call){n, first, first + n - 1, generation, w->n_defs - 1,
-                                              warmup, begin, end};
+    if (w->n_calls == MAX_CALLS) return;
+    struct call *c = &w->call[w->n_calls++];
+    *c = (struct call){t->n, t->pos[0], t->pos[t->n - 1], generation, w->n_defs - 1, warmup, begin,
+                       end, calloc(MAX_SLOTS, sizeof(struct part)), 0};
+    for (int i = 0, p; i < t->n; i++) {
+        for (p = 0; p < c->n_parts && c->part[p].seq != t->seq[i]; p++) {}
+        if (p == c->n_parts) c->part[c->n_parts++] = (struct part){t->seq[i], t->pos[i], 0};
+        c->part[p].n++;
     }
+}
+
+static void decode(struct worker *w, int n, int first, int generation, bool warmup) {
+    struct tokens t = {0};
+    for (int i = 0; i < n; i++) add(&t, 0, first + i);
+    if (first == 0) w->ctx->n_past = 0;
+    run(w, &t, generation, warmup, false);
 }
 
 static void sample(struct worker *w) {
@@ -91,6 +123,25 @@ static void sample(struct worker *w) {
     llama_sampler_sample(NULL, w->ctx, -1);
     if (w->n_samples < MAX_CALLS) {
         w->sample[w->n_samples++] = (struct sample){begin, fake_now()};
+    }
+}
+
+/* As a server does: slot s gets its prompt (of opt.prompt + s tokens) in step s, in one batch with
+ * the next token of each slot before it. Interleaved, all prompts come at once, token by token. */
+static void serve(struct worker *w, int generation) {
+    int last = slots - 1 + opt.tokens;
+    for (int step = 0; step <= last && !stop; step++) {
+        struct tokens t = {0};
+        for (int i = 0; interleave && step == 0 && i < opt.prompt; i++) {
+            for (int s = 0; s < slots; s++) add(&t, s, i);
+        }
+        for (int s = 0; !interleave && s < slots && s <= step; s++) {
+            for (int i = 0; s == step && i < opt.prompt + s; i++) add(&t, s, i);
+            if (s < step) add(&t, s, opt.prompt + step - 1);
+        }
+        for (int s = 0; interleave && step > 0 && s < slots; s++) add(&t, s, opt.prompt + step - 1);
+        run(w, &t, generation, false, true);
+        for (int s = 0; s < slots && s <= step; s++) sample(w);
     }
 }
 
@@ -117,6 +168,10 @@ static void *work(void *data) {
     if (set) llama_set_warmup(w->ctx, false);
     if (strcmp(warmup, "none") != 0) llama_perf_context_reset(w->ctx);
     for (int g = 0; !stop && (seconds > 0 ? fake_now() < until : g < opt.generations); g++) {
+        if (slots > 1) {
+            serve(w, g);
+            continue;
+        }
         decode(w, opt.prompt, 0, g, false);
         sample(w);
         for (int i = 0; i < opt.tokens && !stop && !(seconds > 0 && fake_now() > until); i++) {
@@ -144,9 +199,14 @@ static void print_worker(FILE *f, struct worker *w) {
         struct call *k = &w->call[i];
         fprintf(f,
                 "%s\n {\"n_tokens\": %d, \"pos_first\": %d, \"pos_last\": %d, \"generation\": %d, "
-                "\"def\": %d, \"warmup\": %s, \"begin_ns\": %lu, \"end_ns\": %lu}",
+                "\"def\": %d, \"warmup\": %s, \"begin_ns\": %lu, \"end_ns\": %lu, \"parts\": [",
                 i ? "," : "", k->n, k->first, k->last, k->generation, k->def,
                 k->warmup ? "true" : "false", k->begin, k->end);
+        for (int p = 0; p < k->n_parts; p++) {
+            struct part *q = &k->part[p];
+            fprintf(f, "%s[%d, %d, %d]", p ? ", " : "", q->seq, q->pos, q->n);
+        }
+        fprintf(f, "]}");
     }
     fprintf(f, "],\n\"samples\": [");
     for (int i = 0; i < w->n_samples; i++) {
@@ -171,7 +231,8 @@ static void on_interrupt(int sig) {
 
 static const char usage[] =
     "usage: fake_ggml [--threads N] [--prompt N] [--tokens N] [--layers N] [--generations N]\n"
-    "  [--contexts N] [--splits N] [--kv-pad N] [--base-us N] [--sample-us N] [--seconds T]\n"
+    "  [--contexts N] [--slots N] [--interleave] [--splits N] [--kv-pad N]\n"
+    "  [--base-us N] [--sample-us N] [--seconds T]\n"
     "  [--mode normal|crash|exit3|idle|fork] [--warmup reset|set|none] [--no-uid] [--no-pos]\n"
     "  [--no-ops] [--tail] [--vary] [--out FILE]\n";
 
@@ -182,7 +243,7 @@ int main(int argc, char **argv) {
         {"splits", 1, 0, 's'}, {"kv-pad", 1, 0, 'k'}, {"base-us", 1, 0, 'b'},
         {"sample-us", 1, 0, 'a'}, {"seconds", 1, 0, 'T'}, {"mode", 1, 0, 'm'},
         {"no-uid", 0, 0, 'U'}, {"no-pos", 0, 0, 'P'}, {"warmup", 1, 0, 'W'},
-        {"no-ops", 0, 0, 'O'}, {"tail", 0, 0, 'i'}, {"vary", 0, 0, 'v'}, {"out", 1, 0, 'o'}, {0}};
+        {"slots", 1, 0, 'S'}, {"interleave", 0, 0, 'I'}, {"no-ops", 0, 0, 'O'}, {"tail", 0, 0, 'i'}, {"vary", 0, 0, 'v'}, {"out", 1, 0, 'o'}, {0}};
     for (int o; (o = getopt_long(argc, argv, "", options, NULL)) != -1;) {
         switch (o) {
             case 't': opt.threads = atoi(optarg); break;
@@ -191,6 +252,8 @@ int main(int argc, char **argv) {
             case 'l': opt.layers = atoi(optarg); break;
             case 'g': opt.generations = atoi(optarg); break;
             case 'c': contexts = atoi(optarg); break;
+            case 'S': slots = atoi(optarg); break;
+            case 'I': interleave = true; break;
             case 's': opt.splits = atoi(optarg); break;
             case 'k': opt.kv_pad = atoi(optarg); break;
             case 'b': opt.base_us = atoi(optarg); break;
@@ -208,7 +271,8 @@ int main(int argc, char **argv) {
         }
     }
     if (opt.threads < 1 || opt.prompt < 1 || opt.prompt > 512 || opt.splits < 1 ||
-        opt.splits > FAKE_MAX_SPLITS || opt.kv_pad < 1 || contexts < 1 || opt.layers < 1) {
+        opt.splits > FAKE_MAX_SPLITS || opt.kv_pad < 1 || contexts < 1 || opt.layers < 1 ||
+        slots < 1 || slots > MAX_SLOTS) {
         fputs(usage, stderr);
         return 2;
     }

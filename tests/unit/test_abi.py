@@ -20,6 +20,8 @@ TENSOR, BUFFER = 336, 128
 STRUCTS: dict[str, np.dtype[np.void]] = {
     "pf_hdr": schema.HDR,
     "pf_call": schema.CALL,
+    "pf_run": schema.RUN,
+    "pf_seqs": schema.SEQS,
     "pf_end": schema.END,
     "pf_mark": schema.MARK,
     "pf_split": schema.SPLIT,
@@ -98,10 +100,11 @@ def test_constants(tmp_path: Path) -> None:
     wanted |= {f"PF_{kind.name}": kind.value for kind in schema.Kind}
     wanted |= {f"PF_OP_{kind.name}": kind.value for kind in schema.OpKind}
     header = HEADER.read_text()
-    names = re.findall(r"\bPF_((?:CNT|WARMUP|GRAPH|OPS|PTRS|CALL)_[A-Z_]+)\b", header)
+    names = re.findall(r"\bPF_((?:CNT|WARMUP|GRAPH|OPS|PTRS|CALL|SEQS)_[A-Z_]+)\b", header)
     for name in set(names) - {k.name for k in schema.Kind}:
         wanted[f"PF_{name}"] = getattr(schema, name)
     wanted["PF_COMM_LEN"] = schema.COMM_LEN
+    wanted["PF_RUNS_PER_RECORD"] = schema.RUNS_PER_RECORD
     assert compiled(list(wanted), tmp_path) == wanted
     assert "PF_CNT_OP_LOST" in wanted and "PF_GRAPH_PARTIAL" in wanted
 
@@ -130,12 +133,14 @@ def test_frame_structs_match_their_dtypes() -> None:
 def test_the_documentation_has_the_same_offsets() -> None:
     text = (ROOT / "docs" / "file-format.md").read_text()
     tables = re.findall(r"<!-- (\w+) -->\n((?:\|.*\n)+)", text)
-    assert len(tables) == 13
+    assert len(tables) == 15
     sizes = dict(re.findall(r"^### (\w+): (\d+) bytes$", text, flags=re.M))
     for name, table in tables:
         dtype = schema.tensor_dtype(TENSOR) if name == "RAW" else getattr(schema, name)
         told = re.findall(r"^\| (\d+) \| ([\w\[\]]+) \| `(\w+)` \| \S", table, flags=re.M)
-        common = set() if name in ("HDR", "FILE_HEADER", "CHUNK_HEADER") else {*schema.HDR.names}
+        common = (
+            set() if name in ("HDR", "FILE_HEADER", "CHUNK_HEADER", "RUN") else {*schema.HDR.names}
+        )
         wanted = [(str(dtype.fields[f][1]), f) for f in dtype.names if f not in common]
         assert [(offset, field) for offset, _, field in told] == wanted, name
         for _, kind, field in told:

@@ -27,7 +27,7 @@ def test_latency_is_what_the_run_did(run: SampleRun, trace: Trace) -> None:
     first = latency.time_to_first_token(trace)
     assert first.tolist() == [after + 600 - prefill]  # the sample ends 600 ns after the call
     ends = [end for _, end in decode]
-    assert latency.time_per_output_token(trace.calls).tolist() == np.diff(ends).tolist()
+    assert latency.time_per_output_token(trace).tolist() == np.diff(ends).tolist()
     speed = {s.phase: s for s in latency.speeds(trace)}
     assert speed["decode"].per_s == pytest.approx(3e9 / sum(e - b for b, e in decode))
     assert speed["prefill"].per_s == pytest.approx(5e9 / (after - prefill))

@@ -47,7 +47,7 @@ EXPECTED = """\
       0 0.000000005 tid=77 THREAD comm="main"
       1 0.000000006 tid=77 WARMUP ctx=0xc0 probe=7 value=1
       2 1234567.890123456 tid=77 CALL_BEGIN ctx=0xc0 probe=0 n_tokens=4 pos_first=-1 pos_last=3 \
-[ENCODE]
+n_seqs=-1 seq=-1 [ENCODE]
       3 0.000000011 tid=77 SPLIT_BEGIN backend=0xb0 cgraph=0xabc0 uid=0 get_name=0x4000 \
 guid=000102030405060708090a0b0c0d0e0f n_nodes=3 probe=2
       - NOTE {"ts": 12, "text": "between"}

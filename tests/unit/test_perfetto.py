@@ -92,7 +92,7 @@ def test_number_of_slices(run: Timeline, report: Report) -> None:
         "graph": 6 * 2,  # the owner's and the worker's
         "wait": waits,
         "profinfer": 1 + 1,  # the recording, one walk
-        "generation": 1,
+        "generation": 2,  # to the first token, and from there
     }
     found = Counter(s.category for s in report.slices if "op" not in s.args)
     assert found == expected
@@ -185,18 +185,26 @@ def test_rate_drops_when_a_generation_ends(run: Timeline) -> None:
     calls = run.calls.assign(
         phase=pd.Categorical(["prefill", "decode", "decode", "prefill", "decode", "decode"]),
         generation=[0, 0, 0, 1, 1, 1],
+        n_decoded=[0, 1, 1, 0, 1, 1],
     )
     report, _ = read(dataclasses.replace(run, calls=calls))
     decode = report.counters[report.track("decode tok/s")]
     assert [ts for ts, value in decode if value == 0] == [run.calls.begin_ns[3]]
     assert len(decode) == 3
-    ttft = [s for s in report.on("generation") if s.name == "TTFT"]
-    assert [s.begin for s in ttft] == [run.calls.begin_ns[0], run.calls.begin_ns[3]]
+
+
+def test_each_sequence_has_a_track_of_its_generations(run: Timeline) -> None:
+    one = run.generations
+    more = pd.concat([one, one.assign(seq=3), one.assign(seq=3, generation=1, ttft_ns=pd.NA)])
+    report, _ = read(dataclasses.replace(run, generations=more))
+    assert [s.name for s in report.on("generation (sequence 0)")] == ["TTFT", "decoding"]
+    names = [s.name for s in report.on("generation (sequence 3)")]
+    assert sorted(names) == ["TTFT", "decoding", "decoding"]
 
 
 def test_time_to_first_token_ends_with_the_first_sampling(run: Timeline, report: Report) -> None:
     begin, end = run.calls.begin_ns[0], run.samples.end_ns[0]
-    (ttft,) = report.on("generation")
+    ttft, _ = report.on("generation")
     assert (ttft.begin, ttft.dur) == (begin, end - begin)
     (token,) = [i for i in report.instants if i.name == "first token"]
     assert token.ts == end
@@ -205,12 +213,6 @@ def test_time_to_first_token_ends_with_the_first_sampling(run: Timeline, report:
         "prompt_tokens": 4,
         "ttft_ms": pytest.approx((end - begin) / 1e6),
     }
-
-
-def test_time_to_first_token_without_a_sampler_ends_with_the_call(run: Timeline) -> None:
-    report, _ = read(dataclasses.replace(run, samples=run.samples.iloc[:0]))
-    (ttft,) = report.on("generation")
-    assert ttft.begin + ttft.dur == run.calls.end_ns[0]
 
 
 def test_provenance_clocks_and_process(report: Report) -> None:

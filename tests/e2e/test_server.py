@@ -1,0 +1,141 @@
+"""llama-server with four slots: every request told apart, and timed as the server times it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+from profinfer.analysis import latency
+from profinfer.model.trace import Trace
+
+pytestmark = pytest.mark.e2e
+
+SLOTS = 4
+
+
+def ask(port: int, body: dict) -> dict:
+    request = urllib.request.Request(
+        f"http://127.0.0.1:{port}/completion",
+        data=json.dumps(body).encode(),
+        headers={"Content-Type": "application/json"},
+    )
+    with urllib.request.urlopen(request, timeout=180) as answer:
+        return json.load(answer)
+
+
+def wait_until_healthy(port: int, process: subprocess.Popen[str]) -> None:
+    until = time.monotonic() + 120
+    while time.monotonic() < until:
+        assert process.poll() is None, "the server ended"
+        try:
+            urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=1)
+            return
+        except OSError:
+            time.sleep(0.1)
+    raise AssertionError("the server did not come up")
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory, llama_bin: Path, smollm2: Path) -> tuple[Trace, list[dict]]:
+    """A recording, and the server's answers: four at once, then the first prompt again."""
+    out = tmp_path_factory.mktemp("server") / "t.pf"
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    server = [llama_bin / "llama-server", "-m", smollm2, "-t", "2", "-c", "2048"]
+    command = [*server, "-np", str(SLOTS), "--port", str(port)]
+    with subprocess.Popen(
+        [sys.executable, "-m", "profinfer", "record", "-o", out, "--", *command],
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        said: list[str] = []
+        reader = threading.Thread(target=lambda: said.append(process.stderr.read()))
+        reader.start()
+        try:
+            wait_until_healthy(port, process)
+            bodies = [
+                {"prompt": "once upon a time " * (i + 2), "n_predict": 12 + 4 * i, "id_slot": i}
+                for i in range(SLOTS)
+            ]
+            common = {"temperature": 0, "ignore_eos": True, "cache_prompt": True}
+            answers: list[dict] = [{}] * SLOTS
+
+            def client(i: int) -> None:
+                answers[i] = ask(port, bodies[i] | common)
+
+            clients = [threading.Thread(target=client, args=(i,)) for i in range(SLOTS)]
+            for thread in clients:
+                thread.start()
+            for thread in clients:
+                thread.join()
+            answers.append(ask(port, bodies[0] | common))
+        finally:
+            process.send_signal(signal.SIGINT)
+            process.wait(60)
+            reader.join()
+    assert "none lost" in said[0], said[0]
+    return Trace.open(out), answers
+
+
+def test_every_request_is_a_generation(served: tuple[Trace, list[dict]]) -> None:
+    trace, answers = served
+    assert {k: v for k, v in trace.losses.items() if v} == {}
+    table = latency.generations(trace)
+    table = table[table["answered"]].sort_values("begin_ns")
+    first = table.drop_duplicates("seq").sort_values("seq")
+    assert first["seq"].tolist() == list(range(SLOTS))
+    for (_, row), answer in zip(first.iterrows(), answers, strict=False):
+        assert row["prompt_tokens"] == answer["timings"]["prompt_n"]
+        # The first token comes from the prefill's logits.
+        assert row["output_tokens"] == answer["timings"]["predicted_n"] - 1
+    again = table[table["seq"] == 0].iloc[1]
+    assert again["prompt_tokens"] == answers[-1]["timings"]["prompt_n"] == 1
+    assert again["output_tokens"] == answers[-1]["timings"]["predicted_n"] - 1
+
+
+def test_batches_are_mixed_and_parallel(served: tuple[Trace, list[dict]]) -> None:
+    trace, answers = served
+    calls = trace.calls[trace.calls["phase"] != "warmup"]
+    assert calls["n_seqs"].max() == SLOTS
+    assert (calls["n_seqs"] > 0).all()
+    parallel = calls[(calls["phase"] == "decode") & (calls["n_seqs"] > 1)]
+    assert len(parallel) > 5
+    assert (parallel["n_tokens"] == parallel["n_seqs"]).all()
+    decoded = sum(a["timings"]["predicted_n"] - 1 for a in answers)
+    assert calls["n_decoded"].sum() == decoded
+    assert trace.sequences["n_tokens"].sum() == trace.calls["n_tokens"].sum()
+
+
+def test_times_are_the_servers_own(served: tuple[Trace, list[dict]]) -> None:
+    """prompt_ms is what the server measures from the request's first batch to its first token."""
+    trace, answers = served
+    table = latency.generations(trace)
+    table = table[table["answered"]].sort_values("begin_ns").drop_duplicates("seq")
+    ours = table.sort_values("seq")["ttft_ns"] / 1e6
+    theirs = [a["timings"]["prompt_ms"] for a in answers[:SLOTS]]
+    assert ours.tolist() == pytest.approx(theirs, rel=0.1, abs=5)
+
+
+def test_report_and_export(served: tuple[Trace, list[dict]], tmp_path: Path, run_profinfer) -> None:
+    trace, _ = served
+    report = run_profinfer("report", trace.path)
+    assert report.returncode == 0, report.stderr
+    assert "1 context, 4 sequences" in report.stdout
+    assert "mixed:" in report.stdout
+    view = run_profinfer("report", trace.path, "--by", "generation", "--format", "csv")
+    assert len(view.stdout.splitlines()) == 1 + len(latency.generations(trace))
+    out = tmp_path / "t.pftrace"
+    assert run_profinfer("export", trace.path, "-o", out).returncode == 0
