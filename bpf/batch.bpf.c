@@ -35,8 +35,8 @@ static __always_inline int pf_token_read(struct pf_tokens *from, u32 i, struct p
 #ifdef PF_EXT_SEQS /* llama_batch_ext: a std::unordered_set<llama_seq_id> in each token */
     if (from->ext) {
         u64 token = from->ext + (u64)i * PF_EXT_TOKEN_SIZE, set[2] = {}; /* first node, count */
-        if (bpf_probe_read_user(set, sizeof(set), (void *)(token + PF_EXT_SEQS)) ||
-            bpf_probe_read_user(&t->output, 1, (void *)(token + PF_EXT_OUTPUT)))
+        if (pf_read_user(set, sizeof(set), (void *)(token + PF_EXT_SEQS)) ||
+            pf_read_user(&t->output, 1, (void *)(token + PF_EXT_OUTPUT)))
             return 1;
         t->n_seqs = set[1];
         first = set[0] + PF_EXT_SEQ_VALUE;
@@ -45,13 +45,13 @@ static __always_inline int pf_token_read(struct pf_tokens *from, u32 i, struct p
     } else
 #endif
     {
-        if (!from->seq_id || bpf_probe_read_user(&t->n_seqs, 4, (void *)(from->n_seq_id + 4 * (u64)i)) ||
-            bpf_probe_read_user(&first, 8, (void *)(from->seq_id + 8 * (u64)i)))
+        if (!from->seq_id || pf_read_user(&t->n_seqs, 4, (void *)(from->n_seq_id + 4 * (u64)i)) ||
+            pf_read_user(&first, 8, (void *)(from->seq_id + 8 * (u64)i)))
             return 1;
         if (from->logits)
-            bpf_probe_read_user(&t->output, 1, (void *)(from->logits + i));
+            pf_read_user(&t->output, 1, (void *)(from->logits + i));
     }
-    if (bpf_probe_read_user(&t->seq, 4, (void *)first))
+    if (pf_read_user(&t->seq, 4, (void *)first))
         return 1;
     t->output = t->output != 0;
     return t->n_seqs == 0 || t->n_seqs > PF_MAX_SEQS || (u32)t->seq >= PF_MAX_SEQS;
@@ -62,11 +62,11 @@ static __always_inline s32 pf_token_pos(struct pf_tokens *from, u32 i)
     s32 pos = -1;
 #ifdef PF_EXT_SEQS
     if (from->ext)
-        bpf_probe_read_user(&pos, 4, (void *)(from->ext + (u64)i * PF_EXT_TOKEN_SIZE + PF_EXT_POS));
+        pf_read_user(&pos, 4, (void *)(from->ext + (u64)i * PF_EXT_TOKEN_SIZE + PF_EXT_POS));
     else
 #endif
     if (from->pos)
-        bpf_probe_read_user(&pos, 4, (void *)(from->pos + 4 * (u64)i));
+        pf_read_user(&pos, 4, (void *)(from->pos + 4 * (u64)i));
     return pos;
 }
 

@@ -33,13 +33,13 @@ static __always_inline int pf_batch_begin(struct pt_regs *ctx, u32 probe, u16 fl
     u64 at = ctx->sp + pushed + 8;
 #endif
     pf_call_init(&c, probe, flags, PT_REGS_PARM1(ctx));
-    if (bpf_probe_read_user(&b, sizeof(b), (void *)at)) {
+    if (pf_read_user(&b, sizeof(b), (void *)at)) {
         pf_count(PF_CNT_UNREADABLE, 1);
     } else {
         c.n_tokens = b.n_tokens;
         if (b.pos && b.n_tokens > 0) {
-            bpf_probe_read_user(&c.pos_first, 4, (void *)b.pos);
-            bpf_probe_read_user(&c.pos_last, 4, (void *)(b.pos + 4 * (u64)(b.n_tokens - 1)));
+            pf_read_user(&c.pos_first, 4, (void *)b.pos);
+            pf_read_user(&c.pos_last, 4, (void *)(b.pos + 4 * (u64)(b.n_tokens - 1)));
         }
         tokens.n_seq_id = b.n_seq_id;
         tokens.seq_id = b.seq_id;
@@ -64,13 +64,13 @@ static __always_inline int pf_process_begin(struct pt_regs *ctx, u32 probe)
     struct pf_tokens tokens = {};
     struct pf_call c = {};
     pf_call_init(&c, probe, flags, PT_REGS_PARM1(ctx));
-    if (!bpf_probe_read_user(range, sizeof(range), (void *)(batch + PF_EXT_TOKENS)) &&
-        !bpf_probe_read_user(&max, 8, (void *)(batch + PF_EXT_MAX))) {
+    if (!pf_read_user(range, sizeof(range), (void *)(batch + PF_EXT_TOKENS)) &&
+        !pf_read_user(&max, 8, (void *)(batch + PF_EXT_MAX))) {
         u64 bytes = range[1] - range[0], count = bytes / PF_EXT_TOKEN_SIZE;
         if (range[1] > range[0] && count * PF_EXT_TOKEN_SIZE == bytes && count <= max && count < (1u << 30)) {
             c.n_tokens = count;
-            bpf_probe_read_user(&c.pos_first, 4, (void *)(range[0] + PF_EXT_POS));
-            bpf_probe_read_user(&c.pos_last, 4, (void *)(range[1] - PF_EXT_TOKEN_SIZE + PF_EXT_POS));
+            pf_read_user(&c.pos_first, 4, (void *)(range[0] + PF_EXT_POS));
+            pf_read_user(&c.pos_last, 4, (void *)(range[1] - PF_EXT_TOKEN_SIZE + PF_EXT_POS));
             tokens.ext = range[0];
         }
     }

@@ -93,7 +93,7 @@ static __always_inline void pf_buffer_read(struct pf_walk *w)
     u64 addr = *(u64 *)&w->tensor.raw[PF_TENSOR_BUFFER], h = 0;
     if (!addr)
         return;
-    if (bpf_probe_read_user(w->buffer.raw, PF_BUFFER_SIZE, (void *)addr))
+    if (pf_read_user(w->buffer.raw, PF_BUFFER_SIZE, (void *)addr))
         return;
     u64 *words = (u64 *)w->buffer.raw;
 #pragma unroll
@@ -111,7 +111,7 @@ static __always_inline void pf_buffer_read(struct pf_walk *w)
 static __always_inline void pf_tensor_read(struct pf_walk *w, u64 addr)
 {
     u64 h = 0;
-    if (bpf_probe_read_user(w->tensor.raw, PF_TENSOR_SIZE, (void *)addr)) {
+    if (pf_read_user(w->tensor.raw, PF_TENSOR_SIZE, (void *)addr)) {
         pf_count(PF_CNT_UNREADABLE, 1);
         w->partial = 1;
         return;
@@ -145,7 +145,7 @@ static __always_inline void pf_piece_read(struct pf_walk *w)
     PF_KEEP_BOUND(left);
     if (left > PF_PTRS_PER_RECORD)
         return;
-    if (bpf_probe_read_user(w->ptrs.ptr, left * 8, (void *)at)) {
+    if (pf_read_user(w->ptrs.ptr, left * 8, (void *)at)) {
         pf_count(PF_CNT_UNREADABLE, 1);
         w->partial = 1;
         w->pos += left;
@@ -296,7 +296,7 @@ static __always_inline int pf_split_begin(struct pt_regs *ctx, u32 probe)
     s.cgraph = cgraph;
     s.uid = pf_graph_uid(cgraph);
     u64 guid = pf_user_u64(backend + PF_BACKEND_GUID);
-    bpf_probe_read_user(s.guid, sizeof(s.guid), (void *)guid);
+    pf_read_user(s.guid, sizeof(s.guid), (void *)guid);
     s.get_name = pf_user_u64(backend + PF_BACKEND_GET_NAME);
     s.n_nodes = pf_user_u32(cgraph + PF_CGRAPH_N_NODES);
     s.probe = probe;

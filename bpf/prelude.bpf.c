@@ -8,6 +8,11 @@
  * cannot follow. Check the bound after it. */
 #define PF_KEEP_BOUND(v) asm volatile("" : "+r"(v))
 
+/* The helper bpf_probe_read_user under a name of ours: at every call of the well-known name BCC reads
+ * all of /proc/kallsyms to see whether the kernel has it, which took more than half of the time of a
+ * compile. Every kernel with a ring buffer (5.8) has it (5.5). */
+static long (*pf_read_user)(void *to, u32 size, const void *from) = (void *)BPF_FUNC_probe_read_user;
+
 BPF_RINGBUF_OUTPUT(ring, PF_RING_PAGES);
 BPF_PERCPU_ARRAY(counters, u64, PF_CNT_COUNT);
 
@@ -120,13 +125,13 @@ static __always_inline void pf_end(u16 kind, u32 probe, s32 value)
 static __always_inline u64 pf_user_u64(u64 at)
 {
     u64 v = 0;
-    bpf_probe_read_user(&v, sizeof(v), (void *)at);
+    pf_read_user(&v, sizeof(v), (void *)at);
     return v;
 }
 
 static __always_inline u32 pf_user_u32(u64 at)
 {
     u32 v = 0;
-    bpf_probe_read_user(&v, sizeof(v), (void *)at);
+    pf_read_user(&v, sizeof(v), (void *)at);
     return v;
 }
