@@ -12,8 +12,9 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from profinfer.capture.program import AttachPoint, Program
+from profinfer.capture.program import Program
 from profinfer.capture.source import bpf_folder, headers_folder
+from profinfer.capture.uprobes import AttachPoint
 from profinfer.elf.disasm import Decoder
 from profinfer.elf.sites import Site, entry_site
 from profinfer.elf.symbols import ElfImage
@@ -57,7 +58,7 @@ def measure_hit(program: Program) -> HitCost | None:
     call = getattr(ctypes.CDLL(None), name)
     without = _best(call)
     point = AttachPoint(HANDLER, str(path), site.offset, False)
-    program.attach(point, pid=os.getpid())
+    program.group([point], pid=os.getpid()).attach()
     cost = _best(call) - without
     return HitCost(max(0, round(cost)), site.insn, site.emulated is not None)
 

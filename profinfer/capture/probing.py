@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from profinfer.capture.calibrate import measure_hit
 from profinfer.capture.drain import RingReader, Sink
 from profinfer.capture.leftover import open_batches
 from profinfer.capture.program import Program
-from profinfer.capture.source import build_source, headers_folder
+from profinfer.capture.source import Source, build_source, headers_folder
+from profinfer.capture.uprobes import AttachError, Method, close_together
 from profinfer.probes.plan import ProbePlan
 from profinfer.tracefile.schema import (
     CNT_COUNT,
@@ -20,9 +22,23 @@ from profinfer.tracefile.schema import (
     Kind,
 )
 
+LEVELS = ("token", "graph", "op")
+_GRAPH_ROLES = ("graph", "split", "leafs")
+
+
+def level_of(role: str) -> str:
+    """The group that probes of a role belong to: the level that needs them."""
+    if role.startswith("op."):
+        return "op"
+    return "graph" if role in _GRAPH_ROLES else "token"
+
 
 class Probing:
-    """Probes of one plan on one process.
+    """Probes of one plan on one process, in one group a level.
+
+    ``attach`` and ``detach`` may be called as often as wanted while the target runs. A graph that
+    is under way when the operators' probes come or go is recorded in part: its operators do not
+    cover it, and a thread's open batch is handed over at the thread's next one.
 
     Args:
         plan: what is probed.
@@ -34,21 +50,61 @@ class Probing:
     def __init__(self, plan: ProbePlan, pid: int, ring_bytes: int, *, paused: bool = False) -> None:
         self.plan = plan
         source = build_source(plan, ring_bytes=ring_bytes)
-        self._program = Program(source.text, source.cflags, headers=headers_folder(), pid=pid)
-        for table, function in source.tail_calls.items():
-            self._program.set_tail_call(table, 0, function)
-        if paused:
-            self.pause()
-        # Before anything is attached: a process that runs already pays for its probes from then on.
-        self.hit_cost = measure_hit(self._program)
-        for point in source.points:
-            self._program.attach(point)
+        try:
+            self._set_up(source, pid, paused, None)
+        except AttachError:
+            if self._program.method is Method.PERF or not Path(f"/proc/{pid}").exists():
+                raise
+            # Links were said to work here, and one was refused: then the older way.
+            self._program.release()
+            self._set_up(source, pid, paused, Method.PERF)
         self.ring = RingReader(self._program.ring_fd("ring"), ring_bytes)
         self._left = (0, 0)
 
+    def _set_up(self, source: Source, pid: int, paused: bool, method: Method | None) -> None:
+        program = self._program = Program(
+            source.text, source.cflags, headers=headers_folder(), pid=pid, method=method
+        )
+        for table, function in source.tail_calls.items():
+            program.set_tail_call(table, 0, function)
+        if paused:
+            self.pause()
+        # Before anything is attached: a process that runs already pays for its probes from then on.
+        self.hit_cost = measure_hit(program)
+        levels = [level_of(probe.role) for probe in self.plan.probes]
+        self._groups = {
+            level: program.group(
+                [point for at, point in zip(levels, source.points, strict=True) if at == level]
+            )
+            for level in LEVELS
+        }
+        self.attach()
+
+    def attach(self, *levels: str) -> None:
+        """Put the probes of levels in place, of all levels if none is named; takes some 10 ms.
+
+        Raises:
+            AttachError: the kernel refused one; its level is not attached then.
+        """
+        for level in levels or LEVELS:
+            self._groups[level].attach()
+
+    def detach(self, *levels: str) -> None:
+        """Remove the probes of levels, of all levels if none is named; they cost nothing then.
+
+        Takes about 0.1 s together; where the kernel has no uprobe-multi links, 0.1 s a probe.
+        """
+        close_together([fd for level in levels or LEVELS for fd in self._groups[level].take()])
+
+    @property
+    def attached(self) -> tuple[str, ...]:
+        """The levels whose probes are in place."""
+        return tuple(level for level in LEVELS if self._groups[level].attached)
+
     def plan_json(self) -> dict[str, Any]:
-        """The plan for the trace's metadata, with what a hit costs on this machine."""
+        """The plan for the trace's metadata, with how it was attached and what a hit costs here."""
         plan = self.plan.to_json()
+        plan["attached_by"] = self._program.method.value
         if self.hit_cost is not None:
             plan["ops"]["hit_ns"] = self.hit_cost.ns
             plan["ops"]["hit_evidence"] = f"measured on {self.hit_cost.insn} in libc"
@@ -83,10 +139,6 @@ class Probing:
     def resume(self) -> None:
         """Record from now on."""
         self._program.set_array("paused", 0, 0)
-
-    def detach(self) -> None:
-        """Remove every probe at once; about 0.1 s each."""
-        self._program.detach_all()
 
     def close(self) -> None:
         """Unmap the ring and remove what is still attached, in the background."""

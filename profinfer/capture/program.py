@@ -1,205 +1,208 @@
-"""Layer 4: the only import of bcc. Compiles, loads, attaches, reads counters.
+"""Layer 4: a BPF program in the kernel: its maps, its functions, its groups of probes.
 
-May not know what a token or an operator is; it is given C text, flags and places.
+May not know what a token or an operator is; it is given C text, flags and places. Object code
+comes from the cache, else from the compiler; loading is by system call, without BCC.
 """
 
 from __future__ import annotations
 
 import ctypes
 import os
-import tempfile
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+import struct
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
-from profinfer.errors import EnvironmentProblem, ProfinferError
+from profinfer.capture.compiler import compile_text
+from profinfer.capture.kernelcall import bpf
+from profinfer.capture.kernelmap import KernelMap
+from profinfer.capture.objectcache import ObjectCache, object_key
+from profinfer.capture.objectcode import ObjectCode
+from profinfer.capture.uprobes import (
+    UPROBE_MULTI,
+    AttachPoint,
+    Method,
+    ProbeGroup,
+    best_method,
+    close_together,
+    release,
+)
+from profinfer.errors import EnvironmentProblem
 
-_RETURN, _ENTRY = 1, 0
-_HANDOVER_S = 0.5  # the child must outlive our own closing of the descriptors
-
-
-@dataclass(frozen=True)
-class AttachPoint:
-    """Where one BPF function is attached: a file offset in a binary."""
-
-    handler: str
-    path: str
-    offset: int
-    is_return: bool
-
-
-class AttachError(ProfinferError):
-    """The kernel refused a uprobe."""
-
-
-@contextmanager
-def _stderr_kept(log: list[str]) -> Iterator[None]:
-    """BCC's C++ side writes compiler and verifier messages straight to descriptor 2."""
-    saved = os.dup(2)
-    with tempfile.TemporaryFile() as sink:
-        os.dup2(sink.fileno(), 2)
-        try:
-            yield
-        finally:
-            os.dup2(saved, 2)
-            os.close(saved)
-            sink.seek(0)
-            log.extend(sink.read().decode(errors="replace").splitlines())
+_PROG_LOAD = 5
+_KPROBE = 2  # enum bpf_prog_type
+_LOG_BYTES = 4 << 20
+_NAME_LEN = 15
+# r0 = 0; exit
+_NOTHING = struct.pack("<BBhiBBhi", 0xB7, 0, 0, 0, 0x95, 0, 0, 0)
 
 
-def _import_bcc(headers: Path | None) -> Any:
-    if headers is not None:
-        # libbcc reads it from the environment when it compiles; without it BCC looks for
-        # kernel headers, which few machines have.
-        os.environ["BCC_KERNEL_SOURCE"] = str(headers)
-    try:
-        import bcc
-    except ImportError as error:
-        raise EnvironmentProblem(
-            "BCC's Python bindings are missing",
-            hint="apt install python3-bpfcc, and a venv of /usr/bin/python3 made with "
-            "--system-site-packages",
-        ) from error
-    if not hasattr(bcc, "BPF"):
-        raise EnvironmentProblem(
-            "the installed 'bcc' is not the BPF Compiler Collection but a namesake from PyPI",
-            hint="pip uninstall bcc && apt install python3-bpfcc",
-        )
-    return bcc
+class _Load(ctypes.Structure):
+    _fields_ = [
+        ("prog_type", ctypes.c_uint32),
+        ("insn_cnt", ctypes.c_uint32),
+        ("insns", ctypes.c_uint64),
+        ("license", ctypes.c_uint64),
+        ("log_level", ctypes.c_uint32),
+        ("log_size", ctypes.c_uint32),
+        ("log_buf", ctypes.c_uint64),
+        ("kern_version", ctypes.c_uint32),
+        ("prog_flags", ctypes.c_uint32),
+        ("prog_name", ctypes.c_char * 16),
+        ("prog_ifindex", ctypes.c_uint32),
+        ("expected_attach_type", ctypes.c_uint32),
+    ]
 
 
 class Program:
-    """A compiled BPF module and the probes attached to it.
+    """A BPF program and the probes attached to it.
 
     Args:
         text: C source.
         cflags: ``-D`` definitions.
         headers: header tree BCC compiles against, None for the running kernel's own.
         pid: process the probes are limited to; all its threads are covered.
+        method: how probes are attached; None takes the best that this kernel has.
+
+    Attributes:
+        method: how probes are attached.
+        compiled: False when the object code came from the cache.
+
+    Raises:
+        EnvironmentProblem: BCC is missing or does not compile it, or the kernel makes no maps.
     """
 
-    def __init__(self, text: str, cflags: list[str], *, headers: Path | None, pid: int) -> None:
-        self._bcc = _import_bcc(headers)
+    def __init__(
+        self,
+        text: str,
+        cflags: list[str],
+        *,
+        headers: Path | None,
+        pid: int,
+        method: Method | None = None,
+    ) -> None:
         self._pid = pid
-        self._fds: dict[AttachPoint, int] = {}
-        self._functions: dict[str, Any] = {}
-        log: list[str] = []
+        self._cache = ObjectCache.of_user()
+        self._key = object_key(text, cflags, headers)
+        cached = self._cache.get(self._key)
+        self.compiled = cached is None
+        self._code: ObjectCode = cached or compile_text(text, cflags, headers)
+        if cached is None:
+            self._cache.put(self._key, self._code)
         try:
-            with _stderr_kept(log):
-                self._bpf = self._bcc.BPF(text=text, cflags=cflags)
-        except Exception as error:
+            self._maps = {spec.name: KernelMap(spec) for spec in self._code.maps}
+        except OSError as error:
             raise EnvironmentProblem(
-                f"BCC could not compile the probes: {_first_error(log) or error}",
-                hint="profinfer doctor; profinfer record --print-bpf shows the program",
+                f"the kernel makes no BPF map: {error.strerror}", hint="profinfer doctor"
             ) from error
+        self._functions: dict[str, int] = {}
+        self._groups: list[ProbeGroup] = []
+        self.method = method or _best_method()
 
-    def load(self, function: str) -> Any:
-        """Verify and load one function; returns bcc's handle.
+    def load(self, function: str) -> int:
+        """Verify and load one function, once; returns its descriptor.
 
         Raises:
             EnvironmentProblem: the kernel's verifier refused it.
         """
         if function not in self._functions:
-            log: list[str] = []
+            code = self._code.linked(function, [held.fd for held in self._maps.values()])
             try:
-                with _stderr_kept(log):
-                    loaded = self._bpf.load_func(function, self._bcc.BPF.KPROBE)
-            except Exception as error:
-                said = next(
-                    (line for line in reversed(log) if line and "processed" not in line), error
-                )
+                self._functions[function] = _load(code, function, self.method)
+            except OSError as error:
+                self._cache.drop(self._key)
+                said = _verdict(code, function, self.method) or error.strerror
                 raise EnvironmentProblem(
                     f"the kernel refused the BPF program {function}: {said}",
                     hint="profinfer doctor",
                 ) from error
-            self._functions[function] = loaded
         return self._functions[function]
 
     def set_tail_call(self, table: str, index: int, function: str) -> None:
         """Put a loaded function into a program array."""
-        self._bpf[table][ctypes.c_int(index)] = ctypes.c_int(self.load(function).fd)
+        self._maps[table].put(index, struct.pack("=I", self.load(function)))
 
-    def attach(self, point: AttachPoint, *, pid: int | None = None) -> None:
-        """Attach one uprobe or uretprobe, to the program's process unless ``pid`` is given.
+    def group(self, points: Iterable[AttachPoint], *, pid: int | None = None) -> ProbeGroup:
+        """Probes to be attached and detached together; not attached yet.
 
-        bcc's own ``attach_uprobe`` is not used: its detach touches tracefs, which need not be
-        mounted, and takes addresses where the kernel takes file offsets.
+        Args:
+            points: where.
+            pid: another process than the program's.
         """
-        function = self.load(point.handler)
-        kind = _RETURN if point.is_return else _ENTRY
-        pid = self._pid if pid is None else pid
-        name = f"pf_{'r' if point.is_return else 'p'}_{point.offset:x}_{pid}".encode()
-        log: list[str] = []
-        with _stderr_kept(log):
-            fd = self._bcc.lib.bpf_attach_uprobe(
-                function.fd,
-                kind,
-                name,
-                os.fsencode(point.path),
-                point.offset,
-                pid,
-                # The C function's reference-counter offset, which bcc's Python forgets to pass.
-                ctypes.c_uint(0),
-            )
-        if fd < 0:
-            raise AttachError(
-                f"the kernel refused a uprobe at {Path(point.path).name}+{point.offset:#x}"
-                + (f": {log[-1]}" if log else ""),
-                hint="profinfer doctor",
-            )
-        self._fds[point] = fd
-
-    def detach(self, point: AttachPoint) -> None:
-        """Remove one probe: afterwards it costs nothing."""
-        os.close(self._fds.pop(point))
+        group = ProbeGroup(self, self.method, points, self._pid if pid is None else pid)
+        self._groups.append(group)
+        return group
 
     def detach_all(self) -> None:
-        """Remove every probe, for a target that goes on. Takes about 0.1 s a probe."""
-        for point in list(self._fds):
-            self.detach(point)
+        """Remove every probe, for a target that goes on: 0.1 s, or that for each perf event."""
+        close_together([fd for group in self._groups for fd in group.take()])
 
     def release(self) -> None:
-        """Remove every probe in the background, for a target that has ended.
-
-        Each removal waits for grace periods of the kernel, one after the other. A child that holds
-        the descriptors and exits does the waiting; ours are then not the last ones.
-        """
-        child = os.fork()
-        if child == 0:
-            os.setsid()
-            null = os.open(os.devnull, os.O_RDWR)
-            for standard in range(3):  # nobody who reads our output must wait for the child
-                os.dup2(null, standard)
-            if os.fork() == 0:
-                time.sleep(_HANDOVER_S)
-            os._exit(0)
-        os.waitpid(child, 0)
-        self.detach_all()
+        """The end: remove every probe in the background; maps and functions go with them."""
+        release([fd for group in self._groups for fd in group.take()], self.method)
+        for fd in self._functions.values():
+            os.close(fd)
+        self._functions = {}
+        for held in self._maps.values():
+            held.close()
+        self._maps = {}
 
     def ring_fd(self, table: str) -> int:
         """File descriptor of a ring-buffer map."""
-        return int(self._bpf[table].map_fd)
+        return self._maps[table].fd
 
     def counters(self, table: str, count: int) -> list[int]:
         """A per-CPU array of 64-bit counters, summed over the CPUs."""
-        values = self._bpf[table]
-        return [sum(values[ctypes.c_int(i)]) for i in range(count)]
+        return [sum(self._maps[table].numbers(i)) for i in range(count)]
 
     def array(self, table: str, count: int) -> list[int]:
         """The first entries of an array of 64-bit numbers."""
-        return [int(self._bpf[table][ctypes.c_int(i)].value) for i in range(count)]
+        return [self._maps[table].numbers(i)[0] for i in range(count)]
 
     def set_array(self, table: str, index: int, value: int) -> None:
         """Write one entry of an array of 64-bit numbers."""
-        self._bpf[table][ctypes.c_int(index)] = ctypes.c_ulonglong(value)
+        self._maps[table].put(index, struct.pack("=Q", value))
 
     def values(self, table: str) -> list[bytes]:
-        """Every value of a map, as raw bytes."""
-        return [bytes(value) for value in self._bpf[table].values()]
+        """Every value of an array, as raw bytes."""
+        return list(self._maps[table].values())
 
 
-def _first_error(log: list[str]) -> str | None:
-    return next((line for line in log if "error:" in line), None)
+def _load(
+    code: bytes, name: str, method: Method, log: ctypes.Array[ctypes.c_char] | None = None
+) -> int:
+    insns = ctypes.create_string_buffer(code, len(code))
+    terms = ctypes.create_string_buffer(b"GPL")
+    attr = _Load(
+        prog_type=_KPROBE,
+        insn_cnt=len(code) // 8,
+        insns=ctypes.addressof(insns),
+        license=ctypes.addressof(terms),
+        log_level=1 if log else 0,
+        log_size=len(log) if log else 0,
+        log_buf=ctypes.addressof(log) if log else 0,
+        prog_name=name.encode()[:_NAME_LEN],
+        expected_attach_type=UPROBE_MULTI if method is Method.MULTI else 0,
+    )
+    return bpf(_PROG_LOAD, attr)
+
+
+def _verdict(code: bytes, name: str, method: Method) -> str | None:
+    """What the verifier says last of a function that it refuses."""
+    log = ctypes.create_string_buffer(_LOG_BYTES)
+    try:
+        os.close(_load(code, name, method, log))
+    except OSError:
+        lines = log.value.decode(errors="replace").splitlines()
+        return next((ln for ln in reversed(lines) if ln and "processed" not in ln), None)
+    return None
+
+
+def _best_method() -> Method:
+    try:
+        program = _load(_NOTHING, "pf_nothing", Method.MULTI)
+    except OSError:
+        return Method.PERF
+    try:
+        return best_method(program)
+    finally:
+        os.close(program)

@@ -16,10 +16,10 @@ from typing import Any
 from profinfer._version import __version__
 from profinfer.capture.host import describe_host, read_clock
 from profinfer.capture.probing import Probing
-from profinfer.capture.program import AttachError
 from profinfer.capture.recording import Recording, RecordResult
 from profinfer.capture.signals import SignalWatch
 from profinfer.capture.target import Caller, LaunchedTarget, RunningTarget
+from profinfer.capture.uprobes import AttachError
 from profinfer.capture.watch import LoadWatch
 from profinfer.elf.loader import loader_hook
 from profinfer.elf.process import ProcessImages

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from profinfer.capture.program import AttachPoint
+from profinfer.capture.uprobes import AttachPoint
 from profinfer.errors import EnvironmentProblem
 from profinfer.probes.operator_site import Location
 from profinfer.probes.plan import Probe, ProbePlan

@@ -11,8 +11,9 @@ from __future__ import annotations
 import signal
 from enum import Enum
 
-from profinfer.capture.program import AttachPoint, Program
+from profinfer.capture.program import Program
 from profinfer.capture.source import bpf_folder, headers_folder
+from profinfer.capture.uprobes import AttachPoint
 from profinfer.elf.loader import LoaderHook
 from profinfer.elf.modules import EngineImage
 from profinfer.elf.process import ProcessImages
@@ -57,7 +58,8 @@ class LoadWatch:
         text = "#include <linux/ptrace.h>\n" + (bpf_folder() / "watch.bpf.c").read_text()
         flags = [f"-DPF_SIGSTOP={int(signal.SIGSTOP)}"]
         self._program = Program(text, flags, headers=headers_folder(), pid=images.pid)
-        self._program.attach(AttachPoint("pf_on_load", str(hook.path), hook.offset, False))
+        at_hook = AttachPoint("pf_on_load", str(hook.path), hook.offset, False)
+        self._program.group([at_hook]).attach()
 
     def look(self) -> Stop | None:
         """The target has stopped: find out why, and set tripwires in what was loaded.
@@ -78,11 +80,11 @@ class LoadWatch:
         if path in self._armed:
             return
         self._armed.add(path)
-        for name in _FIRST_USES:
-            function = image.elf.function(name)
-            if function is not None:
-                offset = image.elf.file_offset(function.address)
-                self._program.attach(AttachPoint("pf_on_trip", path, offset, False))
+        functions = filter(None, map(image.elf.function, _FIRST_USES))
+        # Two names of one function are one place.
+        offsets = {image.elf.file_offset(function.address) for function in functions}
+        points = [AttachPoint("pf_on_trip", path, offset, False) for offset in sorted(offsets)]
+        self._program.group(points).attach()
 
     @property
     def images(self) -> ProcessImages:

@@ -225,7 +225,8 @@ def _probes(plan: Plan) -> RenderableType:
             _plain(f"{probe.insn or MISSING}{how}"),
             format_ns(probe.cost_ns),
         )
-    table.caption = f"level {plan.level or MISSING}, operators by mode {plan.ops.mode}"
+    how = f", attached by {plan.attached_by}" if plan.attached_by else ""
+    table.caption = f"level {plan.level or MISSING}, operators by mode {plan.ops.mode}{how}"
     table.caption_justify = "left"
     return table
 

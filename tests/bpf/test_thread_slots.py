@@ -9,8 +9,7 @@ import pytest
 from profinfer.tracefile.schema import CNT_COUNT, CNT_NO_SLOT, CNT_OP_RECORDS, CNT_SENT, Kind
 from tools.bench import hit
 
-# bcc warns of str where it wants bytes; inside pytest a warning is an error.
-pytestmark = [pytest.mark.bpf, pytest.mark.filterwarnings("ignore::DeprecationWarning")]
+pytestmark = pytest.mark.bpf
 
 THREADS = 4
 # Eight neighbours share a first place; in the second case all threads do, and places run out.

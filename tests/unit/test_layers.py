@@ -82,8 +82,8 @@ def violations(path: Path, part: str) -> list[str]:
         elif names[0] not in sys.stdlib_module_names and not for_types:
             if names[0] not in third_party:
                 found.append(f"{path}: {part} may not import {module}")
-            elif names[0] == "bcc" and path.name != "program.py":
-                found.append(f"{path}: only capture/program.py imports bcc")
+            elif names[0] == "bcc" and path.name != "compiler.py":
+                found.append(f"{path}: only capture/compiler.py imports bcc")
     return found
 
 

@@ -10,27 +10,26 @@ met nobody else on the CPU. Needs root.
 from __future__ import annotations
 
 import argparse
-import ctypes
 import json
 import os
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from profinfer.capture.drain import RingReader
-from profinfer.capture.program import AttachPoint, Program
+from profinfer.capture.program import Program
 from profinfer.capture.source import bpf_folder, headers_folder
+from profinfer.capture.uprobes import AttachPoint, Method
 from profinfer.elf.symbols import ElfImage
 
 HERE = Path(__file__).parent
 OPS = 430  # operators of a SmolLM2-135M token
 ROUNDS = 300
 RING = 16 << 20
-_BPF_LINK_CREATE, _UPROBE_MULTI, _SYS_BPF = 28, 48, {"x86_64": 321, "aarch64": 280}
 _STATS = Path("/proc/sys/kernel/bpf_stats_enabled")
 
 _OPS_HANDLERS = """
@@ -133,35 +132,6 @@ VARIANTS = {
 }
 
 
-class _UprobeMulti(ctypes.Structure):
-    _fields_ = [
-        (name, ctypes.c_uint32) for name in ("prog_fd", "target_fd", "attach_type", "flags")
-    ] + [(name, ctypes.c_uint64) for name in ("path", "offsets", "ref_ctr", "cookies")]
-    _fields_ += [(name, ctypes.c_uint32) for name in ("cnt", "multi_flags", "pid")]
-
-
-def attach_multi(program: Program, handler: str, path: str, offset: int, pid: int) -> int:
-    """Attach one function by BPF_LINK_CREATE; returns the link's descriptor."""
-    bpf = program._bpf
-    function = bpf.load_func(handler, bpf.KPROBE, attach_type=_UPROBE_MULTI)
-    where = ctypes.c_char_p(os.fsencode(path))
-    offsets = (ctypes.c_uint64 * 1)(offset)
-    attr = _UprobeMulti(
-        prog_fd=function.fd,
-        attach_type=_UPROBE_MULTI,
-        path=ctypes.cast(where, ctypes.c_void_p).value,
-        offsets=ctypes.addressof(offsets),
-        cnt=1,
-        pid=pid,
-    )
-    libc = ctypes.CDLL(None, use_errno=True)
-    number = _SYS_BPF[os.uname().machine]
-    fd = int(libc.syscall(number, _BPF_LINK_CREATE, ctypes.byref(attr), ctypes.sizeof(attr)))
-    if fd < 0:
-        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
-    return fd
-
-
 def program_text(variant: Variant) -> str:
     """The project's C with the variant's changes.
 
@@ -218,25 +188,25 @@ def attached(variant: Variant, loop: Loop) -> Iterator[Program]:
         [f"-DPF_RING_PAGES={RING // 4096}", "-DPF_MAX_THREADS=1024"],
         headers=headers_folder(),
         pid=loop.pid,
+        method=Method.MULTI if variant.multi else Method.PERF,
     )
     points = {"h_end": variant.place}
     if "h_enter" in variant.handlers:
         points |= {"h_enter": "bench_enter", "h_leave": "bench_leave"}
-    with ExitStack() as stack:
-        for handler, place in points.items():
-            offset = loop.offsets[place]
-            if variant.multi:
-                fd = attach_multi(program, handler, str(loop.path), offset, loop.pid)
-                stack.callback(os.close, fd)
-            else:
-                program.attach(AttachPoint(handler, str(loop.path), offset, False))
-        stack.callback(program.detach_all)
-        stack.callback(program._bpf.cleanup)
+    group = program.group(
+        AttachPoint(handler, str(loop.path), loop.offsets[place], False)
+        for handler, place in points.items()
+    )
+    try:
+        group.attach()
         yield program
+        group.detach()
+    finally:
+        program.release()
 
 
 def _run_stats(program: Program) -> tuple[int, int]:
-    fd = program._bpf.funcs[b"h_end"].fd
+    fd = program.load("h_end")
     fields = dict(
         line.split(":\t", 1)
         for line in Path(f"/proc/self/fdinfo/{fd}").read_text().splitlines()

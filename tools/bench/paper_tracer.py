@@ -9,13 +9,17 @@ their number on stderr.
 
 from __future__ import annotations
 
+import ctypes
 import os
 import sys
 from pathlib import Path
 
-from profinfer.capture.program import AttachPoint, Program
 from profinfer.capture.source import headers_folder
 from profinfer.elf.symbols import ElfImage
+
+os.environ["BCC_KERNEL_SOURCE"] = str(headers_folder())
+
+import bcc
 
 TEXT = """
 #include <linux/ptrace.h>
@@ -50,13 +54,17 @@ def main() -> int:
         os.close(opener)
         os.read(gate, 1)
         os.execvp(command[0], command)
-    program = Program(TEXT, [], headers=headers_folder(), pid=child)
+    bpf = bcc.BPF(text=TEXT)
     offset = image.file_offset(found.address)
     path = str(Path(library).resolve())
-    program.attach(AttachPoint("on_entry", path, offset, False))
-    program.attach(AttachPoint("on_return", path, offset, True))
+    for is_return, handler in enumerate((b"on_entry", b"on_return")):
+        loaded = bpf.load_func(handler, bcc.BPF.KPROBE)
+        # bcc's own attach_uprobe wants tracefs, and forgets the last argument.
+        where = (b"paper", os.fsencode(path), offset, child, ctypes.c_uint(0))
+        if bcc.lib.bpf_attach_uprobe(loaded.fd, is_return, *where) < 0:
+            print("the kernel refused a uprobe", file=sys.stderr)
+            return 3
     events: list[tuple[int, int, int, int]] = []
-    bpf = program._bpf
 
     def take(_context: object, data: object, _size: int) -> None:
         event = bpf["ring"].event(data)
@@ -68,7 +76,6 @@ def main() -> int:
         bpf.ring_buffer_poll(10)
     bpf.ring_buffer_consume()
     print(f"events {len(events)}", file=sys.stderr)
-    program.release()
     sys.stdout.flush()
     os._exit(0)  # bcc's own clean-up wants tracefs
 
