@@ -21,6 +21,7 @@ struct pf_token {
 struct pf_batch_walk {
     struct pf_tokens tokens;
     u32 at; /* the next token */
+    u32 runs; /* so far, in all records */
     struct pf_seqs out;
 };
 BPF_HASH(batch_walks, u32, struct pf_batch_walk, PF_MAX_MAIN_THREADS);
@@ -70,6 +71,42 @@ static __always_inline s32 pf_token_pos(struct pf_tokens *from, u32 i)
     return pos;
 }
 
+/* What the recorder watches without reading records: how fast tokens are decoded, and how long
+ * calls take. A call inside a call of its thread is part of it. */
+struct pf_open_call {
+    u64 ts;
+    u32 probe;
+    u32 steps; /* 0: not only decode steps */
+};
+BPF_HASH(open_calls, u32, struct pf_open_call, PF_MAX_MAIN_THREADS);
+
+static __always_inline void pf_call_opened(struct pf_call *c, u32 steps)
+{
+    u32 tid = c->h.tid;
+    struct pf_open_call *old = open_calls.lookup(&tid), call = {};
+    if (old && old->probe != c->probe)
+        return;
+    call.ts = c->h.ts;
+    call.probe = c->probe;
+    call.steps = steps;
+    open_calls.update(&tid, &call);
+}
+
+static __always_inline void pf_call_closed(u32 probe)
+{
+    u32 tid = (u32)bpf_get_current_pid_tgid();
+    struct pf_open_call *call = open_calls.lookup(&tid);
+    if (!call || call->probe != probe)
+        return;
+    u64 took = bpf_ktime_get_ns() - call->ts;
+    pf_count(PF_CNT_CALL_NS, took);
+    if (call->steps) {
+        pf_count(PF_CNT_STEPS, call->steps);
+        pf_count(PF_CNT_STEP_NS, took);
+    }
+    open_calls.delete(&tid);
+}
+
 static __always_inline void pf_batch_done(struct pf_batch_walk *w, u16 flags)
 {
     w->out.h.flags = flags;
@@ -87,6 +124,9 @@ int pf_batch_step(struct pt_regs *ctx)
         struct pf_token t = {};
         u32 i = w->at, n = w->out.n_runs;
         if (i >= w->out.n_tokens) {
+            struct pf_open_call *call = w->runs == i ? open_calls.lookup(&tid) : 0;
+            if (call && call->ts == w->out.h.ts)
+                call->steps = i; /* one token of each sequence */
             pf_batch_done(w, 0);
             return 0;
         }
@@ -106,6 +146,7 @@ int pf_batch_step(struct pt_regs *ctx)
             run->pos = pf_token_pos(&w->tokens, i);
             run->n_tokens = run->n_outputs = 0;
             w->out.n_runs = n + 1;
+            w->runs++;
         }
         run->n_tokens++;
         run->n_outputs += t.output;
@@ -134,6 +175,7 @@ static __always_inline void pf_call_emit(struct pt_regs *ctx, struct pf_call *c,
             c->seq = t.seq;
         }
     }
+    pf_call_opened(c, c->n_tokens == 1);
     pf_emit(c, sizeof(*c), PF_CALL_BEGIN);
     if (!walk || c->n_tokens < 1)
         return;
@@ -148,7 +190,7 @@ static __always_inline void pf_call_emit(struct pt_regs *ctx, struct pf_call *c,
             return; /* without PF_SEQS the sequences count as not known */
     }
     w->tokens = *tokens;
-    w->at = 0;
+    w->at = w->runs = 0;
     pf_header(&w->out.h, PF_SEQS, 0, c->h.ts);
     w->out.ctx = c->ctx;
     w->out.n_tokens = c->n_tokens;

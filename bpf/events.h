@@ -37,7 +37,7 @@ enum pf_kind {
     PF_THREAD = 13,      /* pf_thread: first event of a thread                           */
     PF_WARMUP = 14,      /* pf_mark: where warm-up begins or ends                        */
     PF_SEQS = 15,        /* pf_seqs: which sequences the tokens of a batch belong to      */
-    PF_KIND_COUNT = 16,
+    PF_KIND_COUNT = 32,
 };
 
 struct pf_hdr {
@@ -184,13 +184,17 @@ struct pf_thread {
 /* Slots of the per-CPU counter array: PF_CNT_SENT + kind, PF_CNT_LOST + kind. */
 enum pf_counter {
     PF_CNT_SENT = 0,
-    PF_CNT_LOST = 16,
-    PF_CNT_OP_RECORDS = 32,      /* operator records put in a batch                       */
-    PF_CNT_OP_LOST = 33,         /* operator records in batches the ring refused          */
-    PF_CNT_NO_SLOT = 34,         /* operator records of threads beyond the table of slots */
-    PF_CNT_UNREADABLE = 35,      /* tensors or graphs whose memory could not be read      */
-    PF_CNT_TOO_MANY_NODES = 36,  /* graphs longer than a walk can be                      */
-    PF_CNT_COUNT = 40,
+    PF_CNT_LOST = 32,
+    PF_CNT_OP_RECORDS = 64,      /* operator records put in a batch                       */
+    PF_CNT_OP_LOST = 65,         /* operator records in batches the ring refused          */
+    PF_CNT_NO_SLOT = 66,         /* operator records of threads beyond the table of slots */
+    PF_CNT_UNREADABLE = 67,      /* tensors or graphs whose memory could not be read      */
+    PF_CNT_TOO_MANY_NODES = 68,  /* graphs longer than a walk can be                      */
+    PF_CNT_CALL_NS = 69,         /* time in outermost calls that have ended, ns           */
+    PF_CNT_STEPS = 70,           /* decode steps of calls that only decoded, and ended    */
+    PF_CNT_STEP_NS = 71,         /* time in those calls, ns                               */
+    PF_CNT_THREADS = 72,         /* threads asked for, summed over the graphs begun       */
+    PF_CNT_COUNT = 80,
 };
 
 #endif

@@ -20,6 +20,8 @@ from profinfer.tracefile.frames import pack_chunk_header, pack_file_header, padd
 from profinfer.tracefile.metadata import TraceMetadata, merge
 from profinfer.tracefile.schema import (
     CNT_COUNT,
+    CNT_LOST,
+    CNT_OP_LOST,
     CNT_OP_RECORDS,
     CNT_SENT,
     GRAPH_CHANGED,
@@ -459,8 +461,8 @@ class TraceBuilder:
             seq = self._seq.get(tid, 0)
         self._seq[tid] = seq + 1
         if lose:
-            self.counters[16 + Kind.OPS] += 1
-            self.counters[33] += len(events)
+            self.counters[CNT_LOST + Kind.OPS] += 1
+            self.counters[CNT_OP_LOST] += len(events)
             return
         base = events[0][0]
         body = struct.pack("<QII", cgraph, seq, len(events)) + b"".join(

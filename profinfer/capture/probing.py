@@ -148,5 +148,5 @@ class Probing:
 
 def lost_events(counters: list[int]) -> int:
     """Events the kernel dropped: whole records, and the operator records inside lost batches."""
-    whole = sum(counters[CNT_LOST : CNT_LOST + 16]) - counters[CNT_LOST + Kind.OPS]
+    whole = sum(counters[CNT_LOST:CNT_OP_RECORDS]) - counters[CNT_LOST + Kind.OPS]
     return whole + counters[CNT_OP_LOST] + counters[CNT_NO_SLOT]

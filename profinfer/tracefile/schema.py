@@ -192,10 +192,14 @@ def tensor_dtype(raw_size: int) -> np.dtype[np.void]:
 
 # --- counters of the BPF program ----------------------------------------------------------
 CNT_SENT = 0
-CNT_LOST = 16
-CNT_OP_RECORDS = 32
-CNT_OP_LOST = 33
-CNT_NO_SLOT = 34
-CNT_UNREADABLE = 35
-CNT_TOO_MANY_NODES = 36
-CNT_COUNT = 40
+CNT_LOST = 32
+CNT_OP_RECORDS = 64
+CNT_OP_LOST = 65
+CNT_NO_SLOT = 66
+CNT_UNREADABLE = 67
+CNT_TOO_MANY_NODES = 68
+CNT_CALL_NS = 69
+CNT_STEPS = 70
+CNT_STEP_NS = 71
+CNT_THREADS = 72
+CNT_COUNT = 80

@@ -121,7 +121,7 @@ def test_self_check_is_one_line_when_all_is_well(trace: Trace) -> None:
 def test_self_check_names_what_is_wrong(tmp_path: Path) -> None:
     run = sample_run()
     run.builder.call_begin(77, 10**12)
-    run.builder.counters[16 + 7] = 3  # three GRAPH_BEGIN records refused
+    run.builder.counters[32 + 7] = 3  # three GRAPH_BEGIN records refused
     trace = Trace.open(run.builder.write(tmp_path / "t.pf", trailer=False))
     assert {n.severity for n in overview.self_check(trace).notes} == {"warning"}
     said = " ".join(n.text for n in overview.self_check(trace).notes)

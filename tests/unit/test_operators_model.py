@@ -165,7 +165,7 @@ def test_a_thread_missing_altogether_is_seen_only_with_a_loss(tmp_path: Path) ->
     # The kernel lost every batch of thread 78.
     builder = TraceBuilder()
     builder.run_graph(graph, begin=1000, lose_batch=0)
-    builder.counters[33] = 100
+    builder.counters[65] = 100
     trace = opened(builder, tmp_path)
     assert trace.graphs["threads_seen"].tolist() == [1]
     assert not trace.graphs["complete"].any()

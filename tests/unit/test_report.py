@@ -117,7 +117,7 @@ def test_warm_up_only_when_asked_for(sample: Path, capsys: pytest.CaptureFixture
 
 def test_losses_are_under_every_view(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     sample = sample_run()
-    sample.builder.counters[33] = 512
+    sample.builder.counters[65] = 512
     path = sample.builder.write(tmp_path / "t.pf")
     for by in ("op", "layer", "role", "node", "shape", "thread", "token"):
         report(path, "--by", by, "--phase", "decode")
