@@ -277,12 +277,13 @@ class OpTruth(NamedTuple):
 
 @dataclass
 class GraphTruth:
-    """What ``run_graph`` played."""
+    """What ``run_graph`` played; ``empties``: empty nodes with a barrier after them, fused 0."""
 
     begin_ns: int
     end_ns: int
     gen: int
     ops: list[OpTruth]
+    empties: list[OpTruth] = field(default_factory=list)
 
 
 OpEvent = tuple[int, OpKind, int]  # (ts, kind, arg)
@@ -515,6 +516,7 @@ class TraceBuilder:
         end_gap: int = 100,
         walk_ns: int = 50,
         lose_batch: int | None = None,
+        empties: bool = False,
     ) -> GraphTruth:
         """Play one ggml_graph_compute; the first tid is the main thread.
 
@@ -527,6 +529,8 @@ class TraceBuilder:
             end_gap: ns from the last thread's leaving to the GRAPH_END record.
             walk_ns: stamped into the record.
             lose_batch: number of the batch of the last thread that the ring refuses.
+            empties: threads pass empty nodes one by one too, and their barriers, as in engines of
+                2025 and before; each takes a tenth of ``compute``.
 
         Returns:
             The truth that a reader should reconstruct.
@@ -541,6 +545,8 @@ class TraceBuilder:
         units: list[list[int]] = []
         for index, node in enumerate(graph.nodes):
             if node.empty:
+                if empties:
+                    units.append([index])
                 continue
             if units and units[-1][-1] in fuse:
                 units[-1].append(index)
@@ -550,10 +556,13 @@ class TraceBuilder:
         start = [begin + 10 * (t + 1) for t in range(len(tids))]
         events: list[list[OpEvent]] = [[(ts, OpKind.ENTER, 0)] for ts in start]
         truth: list[OpTruth] = []
+        empty_truth: list[OpTruth] = []
         leave = list(start)
         for unit in units:
             last = unit[-1]
-            ends = [start[t] + sum(takes(i, t) for i in unit) for t in range(len(tids))]
+            empty = graph.nodes[last].empty
+            share = 10 if empty else 1
+            ends = [start[t] + sum(takes(i, t) // share for i in unit) for t in range(len(tids))]
             release = max(ends)
             barrier = last + 1 < count or plan["barrier_always"]
             for t, tid in enumerate(tids):
@@ -564,7 +573,11 @@ class TraceBuilder:
                         events[t].append((ends[t], OpKind.BARRIER, 0))
                 elif barrier:
                     events[t].append((ends[t], OpKind.END, last + plan["bias"]))
-                truth.append(OpTruth(last, len(unit), tid, start[t], ends[t], release))
+                row = OpTruth(last, len(unit), tid, start[t], ends[t], release)
+                if not empty:
+                    truth.append(row)
+                elif barrier or plan["mode"] == "pair":
+                    empty_truth.append(row._replace(fused=0))
                 leave[t] = release if barrier else ends[t]
                 start[t] = release
         if plan["mode"] != "none":
@@ -581,7 +594,7 @@ class TraceBuilder:
                 self.ops(tids[t], part, cgraph=graph.cgraph, last=final, lose=lost)
         end = max(leave) + end_gap
         self.graph_end(tids[0], end)
-        return GraphTruth(begin, end, gen, truth)
+        return GraphTruth(begin, end, gen, truth, empty_truth)
 
     # -- chunks ------------------------------------------------------------------------------
 
@@ -741,6 +754,7 @@ def sample_run(
     tids: Sequence[int] = (77, 78),
     compute: Callable[[int, int], int] | int = 1000,
     fuse_norms: bool = False,
+    empties: bool = False,
     start_ns: int = 1_000_000_000,
     **changes: Any,
 ) -> SampleRun:
@@ -775,7 +789,9 @@ def sample_run(
             main, begin + 200, cgraph=graph.cgraph, n_nodes=len(graph.nodes), uid=position + 1
         )
         fuse = [i for i, n in enumerate(graph.nodes) if n.op == "RMS_NORM"] if fuse_norms else []
-        truth = builder.run_graph(graph, begin=begin + 400, tids=tids, compute=compute, fuse=fuse)
+        truth = builder.run_graph(
+            graph, begin=begin + 400, tids=tids, compute=compute, fuse=fuse, empties=empties
+        )
         builder.split_end(main, truth.end_ns + 50)
         ts = truth.end_ns + 150
         builder.call_end(main, ts)

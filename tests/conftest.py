@@ -190,7 +190,8 @@ def build_fake_ggml(tmp_path_factory: pytest.TempPathFactory) -> BuildFakeGgml:
     """Builds a variant of the C target; returns the program, its libraries lie beside it.
 
     ``static``: one executable with everything in it. ``defs``: -DFAKE_OLD_LOOP (a barrier after
-    every node and no COMPUTE flag, as in older engines), -DFAKE_SHIFT_OPS (renumbered ops).
+    every node and no COMPUTE flag, as in older engines), -DFAKE_EMPTIES (empty nodes and their
+    barriers are passed too, likewise), -DFAKE_SHIFT_OPS (renumbered ops).
     ``cflags``: -fcf-protection=full puts endbr64 at entries. See tests/testprogs/fake_ggml.c
     for the program's options and the JSON it prints.
     """

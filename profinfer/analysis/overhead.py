@@ -5,6 +5,8 @@ Must not import rich or anything above.
 
 from __future__ import annotations
 
+import numpy as np
+
 from profinfer.model.trace import Trace
 
 
@@ -28,8 +30,10 @@ def estimated_share(trace: Trace) -> float | None:
     if not isinstance(hit_ns, int) or not total:
         return None
     threads = graphs["threads_seen"].clip(lower=1)
-    per_graph = trace.ops.groupby("graph_id").size().reindex(graphs["graph_id"], fill_value=0)
-    hits = float((per_graph.to_numpy() / threads.to_numpy()).sum())
+    # A barrier after an empty node is a hit like any other.
+    ids = np.concatenate([t["graph_id"].to_numpy() for t in (trace.ops, trace.empty_ops)])
+    per_graph = np.bincount(ids, minlength=len(graphs))
+    hits = float((per_graph / threads.to_numpy()).sum())
     if plan.ops.mode == "pair":
         hits *= 2
     # Entering and leaving the loop, and begin and end of graphs, splits, calls and samples.

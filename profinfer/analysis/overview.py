@@ -86,7 +86,8 @@ def overview(trace: Trace) -> Result:
         (Column("probe_cost", "probe cost", "ratio", "Part of the calls' time that the probes are "
                 "estimated to have cost."), estimated_share(trace)),
         (Column("explained", "explained", "ratio",
-                "Part of the graphs' wall time that their operators cover."), explained(trace)),
+                "Part of the graphs' wall time that operators and barriers cover."),
+         explained(trace)),
     ]  # fmt: skip
     extra = []
     if trace.tokens_from_graphs:
@@ -192,13 +193,18 @@ def ledger(trace: Trace, selection: Selection) -> Result:
     ops = int(sums.wall.sum()) if sums else 0
     compute = int(sums.compute.sum()) if sums else 0
     whole = sums.whole_wall if sums else 0
+    empty = trace.empty_walls
+    passed = inside.graphs[empty["graph_id"].to_numpy()]
+    barriers = int((empty["release_ns"] - empty["begin_ns"]).to_numpy()[passed].sum())
     rows: list[tuple[str, str, int]] = []
     if sums and len(mine):
         rows += [
             ("compute", "operators: computing (mean over threads)", compute),
             ("wait", "operators: waiting for other threads", whole - compute),
-            ("gaps", "graphs: threads starting and leaving", in_graphs - ops),
+            ("gaps", "graphs: threads starting and leaving", in_graphs - ops - barriers),
         ]
+        if barriers:
+            rows.insert(2, ("empty", "graphs: barriers after empty nodes (views)", barriers))
         if torn := ops - whole:
             rows.insert(2, ("torn", "operators: only partly recorded", torn))
     elif len(mine):

@@ -27,6 +27,8 @@ COLUMNS = (
     Column("wait_share", "wait", "ratio", "Waiting as a part of computing and waiting."),
     Column("share", "share", "ratio", "Part of all threads' computing.", bar=True),
 )
+# Only where the engine has such barriers.
+EMPTY = Column("empty_ns", "empty nodes", "ns", "At nodes without work, their barriers included.")
 
 
 def threads(trace: Trace, selection: Selection) -> Result:
@@ -46,7 +48,12 @@ def threads(trace: Trace, selection: Selection) -> Result:
     compute = _summed(at, ops, "begin_ns", "end_ns", chosen, len(every))
     wait = _summed(at, ops, "end_ns", "release_ns", chosen, len(every))
     ran = counts > 0
-    ids, counts, spent, compute, wait = (a[ran] for a in (every, counts, spent, compute, wait))
+    # Empty nodes are no operators: views of operators leave them out.
+    empty = _at_empty_nodes(trace, every, selection.graphs & (not selection.narrowed))
+    spent += _at_empty_nodes(trace, every, sound)
+    ids, counts, spent, compute, wait, empty = (
+        a[ran] for a in (every, counts, spent, compute, wait, empty)
+    )
     frame = pd.DataFrame({"tid": ids, "ops": counts})
     names = dict(zip(trace.threads["tid"], trace.threads["name"], strict=True))
     frame["thread"] = [names.get(t, "") or f"thread {t}" for t in ids.tolist()]
@@ -63,6 +70,10 @@ def threads(trace: Trace, selection: Selection) -> Result:
     frame["gap_ns"] = pd.Series(gap, dtype="Int64")
     if selection.narrowed:
         frame["gap_ns"] = pd.NA
+    columns = list(COLUMNS)
+    if empty.any():
+        frame["empty_ns"] = empty
+        columns.insert(5, EMPTY)
     both = frame["compute_ns"] + frame["wait_ns"]
     frame["wait_share"] = (frame["wait_ns"] / both).where(both > 0)
     busy = int(compute.sum())
@@ -77,6 +88,7 @@ def threads(trace: Trace, selection: Selection) -> Result:
         "ops": int(counts.sum()),
         "compute_ns": busy,
         "wait_ns": int(wait.sum()),
+        "empty_ns": int(empty.sum()),
         "gap_ns": None if selection.narrowed else int(gap.sum()),
         "wait_share": int(wait.sum()) / int(both.sum()) if both.sum() else None,
         "share": 1.0 if busy else None,
@@ -85,11 +97,19 @@ def threads(trace: Trace, selection: Selection) -> Result:
         "threads",
         "Threads",
         selection.description,
-        COLUMNS,
-        frame[[c.name for c in COLUMNS]],
+        tuple(columns),
+        frame[[c.name for c in columns]],
         (*notes.of(trace, selection), *extra),
-        total,
+        {k: v for k, v in total.items() if k in frame},
     )
+
+
+def _at_empty_nodes(trace: Trace, every: I64, graphs: Mask) -> I64:
+    """Nanoseconds of each thread at the empty nodes of some graphs, barriers included."""
+    ops = trace.empty_ops
+    at = np.searchsorted(every, ops["tid"].to_numpy())
+    chosen = graphs[ops["graph_id"].to_numpy()]
+    return _summed(at, ops, "begin_ns", "release_ns", chosen, len(every))
 
 
 def _summed(at: I64, ops: pd.DataFrame, begin: str, end: str, chosen: Mask, n: int) -> I64:

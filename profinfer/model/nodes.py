@@ -139,6 +139,7 @@ def build(definitions: Definitions, engine: Engine, roles: RoleRules) -> NodeTab
         base=np.cumsum(count) - count,
         count=count,
         works=~empty & (node >= 0),
+        empty=empty_op[node] & (node >= 0),
         address=_join([d.address for d in items], np.uint64),
     )
     unknown = sum(1 for n in np.asarray(op_names)[node[node >= 0]] if n.startswith("op#"))

@@ -7,51 +7,20 @@ records, in blocks of whole graphs that fit into a CPU's cache. Must not import 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
-from typing import TypeVar
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from profinfer.model.opmarks import Collected, Marks, Ranks
+from profinfer.model.oprows import Rows, Walls, chosen, cut, put, room
 from profinfer.model.visits import Visits
 
 I32 = npt.NDArray[np.int32]
 I64 = npt.NDArray[np.int64]
 Mask = npt.NDArray[np.bool_]
-T = TypeVar("T", "Rows", "Walls")
 
 BLOCK = 1 << 18  # rows brought together at once
-
-
-@dataclass(frozen=True)
-class Rows:
-    """One row per operator and thread, ordered by graph, then node, then thread."""
-
-    graph: I32
-    node: I32
-    fused: npt.NDArray[np.int16]
-    tid: I32
-    begin: I64
-    end: I64
-    release: I64
-    complete: Mask
-
-
-@dataclass(frozen=True)
-class Walls:
-    """One row per operator of a graph, all threads together, in order of execution."""
-
-    graph: I32
-    node: I32
-    fused: npt.NDArray[np.int16]
-    begin: I64
-    release: I64
-    threads: npt.NDArray[np.int16]
-    compute_max: I64
-    compute_sum: I64
-    wait_sum: I64
-    complete: Mask
 
 
 @dataclass(frozen=True)
@@ -78,6 +47,9 @@ class Operators:
     Attributes:
         rows: per operator and thread.
         walls: per operator.
+        empty_rows: per empty node that threads passed a barrier after (older engines), and
+            thread; like ``rows``, ``fused`` is 0.
+        empty_walls: per such node; like ``walls``.
         graphs: per graph.
         orphans: records of visits that no recorded graph fits.
         undefined: records of graphs whose definition is not known.
@@ -89,6 +61,8 @@ class Operators:
 
     rows: Rows
     walls: Walls
+    empty_rows: Rows
+    empty_walls: Walls
     graphs: PerGraph
     orphans: int
     undefined: int
@@ -103,14 +77,17 @@ class _Graphs:
     """What every block needs to know of all graphs and visits.
 
     Attributes:
-        working: nodes with work of each graph.
+        first: index into ``Ranks.nth`` of each graph's first node that was passed.
+        working: nodes of each graph that were passed: those with work, and empty ones where the
+            engine has a barrier after them.
         threads: threads seen in each graph.
         enter: earliest ENTER of each graph, -1 if none.
         tid: thread of each visit.
-        done: nodes with work that each visit covered; filled in block by block.
+        done: of these, how many each visit covered; filled in block by block.
         torn: visits that do not only move forward; likewise.
     """
 
+    first: I64
     working: I64
     threads: npt.NDArray[np.int16]
     enter: I64
@@ -132,6 +109,7 @@ def build(collected: Collected, visits: Visits, def_of_graph: I32) -> Operators:
     ours = visits.graph >= 0
     seen = np.unique(visits.graph[ours].astype(np.int64) << 32 | visits.tid[ours])
     about = _Graphs(
+        first=np.r_[ranks.first, 0][def_of_graph],
         working=np.r_[ranks.total, 0][def_of_graph],
         threads=np.bincount(seen >> 32, minlength=n_graphs).astype(np.int16),
         enter=_earliest(visits, n_graphs),
@@ -139,26 +117,33 @@ def build(collected: Collected, visits: Visits, def_of_graph: I32) -> Operators:
         done=np.zeros(n_visits, np.int64),
         torn=np.zeros(n_visits, bool),
     )
-    # Written in place: pieces to be joined later would need the memory twice.
-    every = _room(Rows, len(marks.visit))
-    all_walls = _room(Walls, len(marks.visit))
-    n_rows = n_walls = disorder = clipped = 0
-    for at in _blocks(marks, visits, n_graphs):
-        rows, walls, late, torn = _together(marks.take(at), visits, about, ranks)
-        n_rows = _put(every, n_rows, rows)
-        n_walls = _put(all_walls, n_walls, walls)
+    n_empty = int(ranks.empty[marks.node].sum()) if ranks.skipped is not None else 0
+    every, passed = room(Rows, len(marks.visit)), room(Rows, n_empty)
+    walls, passed_walls = room(Walls, len(marks.visit)), room(Walls, n_empty)
+    at = [0, 0, 0, 0]
+    last = np.full(n_graphs, -1, np.int64)
+    disorder = clipped = 0
+    for block in _blocks(marks, visits, n_graphs):
+        some, some_walls, late, torn = _together(marks.take(block), visits, about, ranks)
+        last[some_walls.graph] = some_walls.release  # in order of time: the last one stays
+        empty, empty_wall = some.fused == 0, some_walls.fused == 0
+        if empty.any():
+            at[2] = put(passed, at[2], chosen(some, empty))
+            at[3] = put(passed_walls, at[3], chosen(some_walls, empty_wall))
+            some, some_walls = chosen(some, ~empty), chosen(some_walls, ~empty_wall)
+        at[0] = put(every, at[0], some)
+        at[1] = put(walls, at[1], some_walls)
         disorder += late
         clipped += torn
-    all_walls = _cut(all_walls, n_walls)
-    last = np.full(n_graphs, -1, np.int64)
-    last[all_walls.graph] = all_walls.release  # in order of time: the last one stays
     fine = ours & visits.whole & ~about.torn
     fine[ours] &= about.done[ours] == about.working[visits.graph[ours]]
     covered = (about.threads > 0) & (def_of_graph >= 0)
     covered[visits.graph[ours & ~fine]] = False
     return Operators(
-        every,
-        all_walls,
+        cut(every, at[0]),
+        cut(walls, at[1]),
+        cut(passed, at[2]),
+        cut(passed_walls, at[3]),
         PerGraph(about.threads, about.enter, last, covered),
         orphans=collected.orphans,
         undefined=collected.undefined,
@@ -187,40 +172,6 @@ def _blocks(marks: Marks, visits: Visits, n_graphs: int) -> list[I64]:
     return out
 
 
-def _room(kind: type[T], n: int) -> T:
-    """Arrays of length ``n``; memory is taken only where they are written."""
-    return kind(**{f.name: np.empty(n, _DTYPES[f.name]) for f in fields(kind)})
-
-
-def _put(whole: T, at: int, part: T) -> int:
-    """Write a block behind the ones before; returns where the next one goes."""
-    end = at + len(part.graph)
-    for field in fields(part):
-        getattr(whole, field.name)[at:end] = getattr(part, field.name)
-    return end
-
-
-def _cut(whole: T, n: int) -> T:
-    """The first ``n`` rows, without a copy."""
-    return type(whole)(**{f.name: getattr(whole, f.name)[:n] for f in fields(whole)})
-
-
-_DTYPES = {
-    "graph": np.int32,
-    "node": np.int32,
-    "fused": np.int16,
-    "tid": np.int32,
-    "threads": np.int16,
-    "begin": np.int64,
-    "end": np.int64,
-    "release": np.int64,
-    "compute_max": np.int64,
-    "compute_sum": np.int64,
-    "wait_sum": np.int64,
-    "complete": np.bool_,
-}
-
-
 def _together(
     marks: Marks, visits: Visits, about: _Graphs, ranks: Ranks
 ) -> tuple[Rows, Walls, int, int]:
@@ -232,13 +183,13 @@ def _together(
     graph = visits.graph[marks.visit]
     upto = ranks.upto[marks.node]
     known = marks.before >= 0
-    fused = np.where(known, upto - marks.before, 1)
-    forward = fused >= 1
-    fused = np.maximum(fused, 1).astype(np.int16)
-    np.add.at(about.done, marks.visit, fused.astype(np.int64))
+    covered = np.where(known, upto - marks.before, 1)
+    forward = covered >= 1
+    covered = np.maximum(covered, 1)
+    np.add.at(about.done, marks.visit, covered.astype(np.int64))
     about.torn[marks.visit[~forward]] = True
 
-    # Slots: one per graph and node with work, dense within the block. The rows of one slot are
+    # Slots: one per graph and node passed, dense within the block. The rows of one slot are
     # the threads of one operator.
     low = int(graph.min())
     base = np.cumsum(about.working[low : int(graph.max()) + 1])
@@ -265,12 +216,19 @@ def _together(
     row_graph = graph[order]
     complete = np.repeat(size, size) == about.threads[row_graph]
     complete &= forward[order] & ~hurt & ~clipped
+    fused = covered.astype(np.int16)[order]
+    if ranks.skipped is not None:
+        end = about.first[graph] + upto
+        fused -= (ranks.skipped[end] - ranks.skipped[end - covered])[order]
+        # An empty node's record that covers work (some thread's record is lost) is its operator's.
+        some_work = np.maximum.reduceat(fused, starts) > 0
+        fused = np.maximum(fused, some_work[group])
     whole = np.ones(len(starts), bool)
     whole[group[~complete]] = False
     rows = Rows(
         row_graph,
         marks.node[order],
-        fused[order],
+        fused,
         about.tid[marks.visit[order]],
         begin,
         arrival,
@@ -288,7 +246,7 @@ class _Slots:
     Attributes:
         slots: slot of each operator, ascending.
         base: first slot of each row's graph.
-        upto: place of each row's node among those with work.
+        upto: place of each row's node among those passed.
         release: of each operator.
     """
 

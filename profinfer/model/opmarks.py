@@ -28,12 +28,14 @@ class NodeIndex:
         base: node_id of each definition's first node, shape (d,).
         count: nodes of each definition, shape (d,).
         works: the engine has work to do for this node, shape (n,).
+        empty: its operator never does anything (views and their like), shape (n,).
         address: tensor address, shape (n,).
     """
 
     base: I64
     count: I64
     works: Mask
+    empty: Mask
     address: npt.NDArray[np.uint64]
 
 
@@ -44,7 +46,7 @@ class Marks:
     Attributes:
         visit: index into the visits.
         node: last node covered.
-        before: nodes with work done before, counted within the definition; -1 if not known.
+        before: nodes passed before, counted within the definition (``Ranks``); -1 if not known.
         arrival: when the thread was done, ns.
         begin: when it began, ns; None where the release before tells (mode "site").
     """
@@ -63,29 +65,38 @@ class Marks:
 
 @dataclass(frozen=True)
 class Ranks:
-    """Place of each node among those of its definition that do work.
+    """Place of each node among those of its definition that threads pass one by one.
+
+    These are the nodes with work and, in older engines, empty nodes: there threads meet in a
+    barrier after them too, so the operator after begins when that barrier opens.
 
     Attributes:
-        upto: working nodes up to and including this one, shape (n,).
-        total: working nodes of each definition, shape (d,).
-        nth: node_id of each working node, end to end, shape (w,).
+        upto: passed nodes up to and including this one, shape (n,).
+        total: passed nodes of each definition, shape (d,).
+        nth: node_id of each passed node, end to end, shape (w,).
         first: index into ``nth`` of each definition's first, shape (d,).
+        empty: passed although its operator does nothing, shape (n,).
+        skipped: empty ones before each of ``nth``, shape (w + 1,); None if there are none at all.
     """
 
     upto: I32
     total: I64
     nth: I32
     first: I64
+    empty: Mask
+    skipped: I32 | None
 
 
 def _rank(index: NodeIndex, hit: Mask) -> Ranks:
     works = index.works | hit
+    empty = hit & index.empty
     running = np.cumsum(works)
     before = np.r_[0, running][index.base]
     total = np.r_[0, running][index.base + index.count] - before
     upto = (running - np.repeat(before, index.count)).astype(np.int32)
     nth = np.flatnonzero(works).astype(np.int32)
-    return Ranks(upto, total, nth, np.cumsum(total) - total)
+    skipped = np.r_[0, np.cumsum(empty[nth])].astype(np.int32) if empty.any() else None
+    return Ranks(upto, total, nth, np.cumsum(total) - total, empty, skipped)
 
 
 @dataclass(frozen=True)
@@ -169,7 +180,8 @@ def _site_rows(
         at, visit, node = at[good], visit[good], node[good]
     del idx, good
     hit = np.zeros(len(index.works), bool)
-    # Older engines pass a barrier after nodes without work too: those then count as operators.
+    # Older engines pass a barrier after empty nodes too; and a node without the flag that asks
+    # for computing it is computed by an engine that knows no such flag.
     hit[node] = True
     ranks = _rank(index, hit)
 

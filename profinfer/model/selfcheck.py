@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 
 from profinfer.model.losses import label
@@ -36,26 +37,34 @@ class Check:
 
 
 def explained(trace: Trace) -> float | None:
-    """Share of all graphs' wall time that their operators cover, gaps not counted; None without."""
-    walls = trace.op_walls
-    if not len(walls):
+    """Share of all graphs' wall time that operators and barriers after empty nodes cover.
+
+    Gaps are not counted. None without operators.
+    """
+    if not len(trace.op_walls):
         return None
     graphs = trace.graphs
     whole = graphs["complete"].to_numpy()
-    inside = whole[walls["graph_id"].to_numpy()]
-    covered = (walls["release_ns"] - walls["begin_ns"]).to_numpy()[inside].sum()
+    covered = _walls_of_graphs(trace)[whole].sum()
     wall = (graphs["end_ns"] - graphs["begin_ns"]).to_numpy()[whole].sum()
     return float(covered / wall) if wall else None
 
 
+def _walls_of_graphs(trace: Trace) -> npt.NDArray[np.int64]:
+    """Time of each graph from release to release, empty nodes included."""
+    total = np.zeros(len(trace.graphs), np.int64)
+    for walls in (trace.op_walls, trace.empty_walls):
+        length = (walls["release_ns"] - walls["begin_ns"]).to_numpy()
+        np.add.at(total, walls["graph_id"].to_numpy(), length)
+    return total
+
+
 def _sums(trace: Trace) -> Check | None:
     """Start gap + operator walls + end gap must be the graph's wall time, to the nanosecond."""
-    walls, graphs = trace.op_walls, trace.graphs
-    if not len(walls):
+    graphs = trace.graphs
+    if not len(trace.op_walls):
         return None
-    total = np.zeros(len(graphs), np.int64)
-    length = (walls["release_ns"] - walls["begin_ns"]).to_numpy()
-    np.add.at(total, walls["graph_id"].to_numpy(), length)
+    total = _walls_of_graphs(trace)
     begin, end = graphs["begin_ns"].to_numpy(), graphs["end_ns"].to_numpy()
     enter, release = graphs["enter_ns"].to_numpy(), graphs["release_ns"].to_numpy()
     whole = graphs["complete"].to_numpy() & (release >= 0) & (enter >= 0)
@@ -63,14 +72,19 @@ def _sums(trace: Trace) -> Check | None:
     off = np.abs(start_gap + total + end_gap - (end - begin))
     negative = (start_gap < 0) | (end_gap < 0)
     bad = int(((off > 0) | negative)[whole].sum())
+    what = _what_explains(trace)
     return Check(
         "graph_sums",
         bad == 0,
-        "operators and gaps sum to each graph's wall time"
+        f"{what} and gaps sum to each graph's wall time"
         if not bad
-        else f"{bad} graphs' operators and gaps do not sum to their wall time",
+        else f"{bad} graphs' {what} and gaps do not sum to their wall time",
         "error",
     )
+
+
+def _what_explains(trace: Trace) -> str:
+    return "operators, barriers after empty nodes" if len(trace.empty_walls) else "operators"
 
 
 def _lost(trace: Trace) -> Check:
@@ -175,7 +189,7 @@ def checks(trace: Trace) -> list[Check]:
                 Check(
                     "explained",
                     share >= EXPLAINED_MIN,
-                    f"operators explain {100 * share:.1f} % of the graphs' time",
+                    f"{_what_explains(trace)} explain {100 * share:.1f} % of the graphs' time",
                 )
             )
     return out

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from profinfer.model.operators import Walls
+from profinfer.model.oprows import Walls
 from profinfer.model.selection import Selection
 
 I64 = npt.NDArray[np.int64]

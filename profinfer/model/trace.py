@@ -29,6 +29,7 @@ from profinfer.model.nodes import build as build_nodes
 from profinfer.model.operators import Operators
 from profinfer.model.operators import build as build_operators
 from profinfer.model.opmarks import collect
+from profinfer.model.optables import rows_table, walls_table
 from profinfer.model.selection import Selection
 from profinfer.model.sums import NodeSums, per_node
 from profinfer.model.tokens import counted
@@ -48,6 +49,8 @@ TABLES = (
     "edges",
     "ops",
     "op_walls",
+    "empty_ops",
+    "empty_walls",
     "threads",
 )
 
@@ -139,40 +142,22 @@ class Trace:
     @cached_property
     def ops(self) -> pd.DataFrame:
         """One row per operator and thread; compute is end - begin, wait is release - end."""
-        rows = self._operators.rows
-        return pd.DataFrame(
-            {
-                "graph_id": rows.graph,
-                "node_id": rows.node,
-                "fused": rows.fused,
-                "tid": rows.tid,
-                "begin_ns": rows.begin,
-                "end_ns": rows.end,
-                "release_ns": rows.release,
-                "complete": rows.complete,
-            },
-            copy=False,
-        )
+        return rows_table(self._operators.rows)
 
     @cached_property
     def op_walls(self) -> pd.DataFrame:
         """One row per operator of a graph, all threads together, in order of execution."""
-        walls = self._operators.walls
-        return pd.DataFrame(
-            {
-                "graph_id": walls.graph,
-                "node_id": walls.node,
-                "fused": walls.fused,
-                "begin_ns": walls.begin,
-                "release_ns": walls.release,
-                "threads": walls.threads,
-                "compute_max": walls.compute_max,
-                "compute_sum": walls.compute_sum,
-                "wait_sum": walls.wait_sum,
-                "complete": walls.complete,
-            },
-            copy=False,
-        )
+        return walls_table(self._operators.walls)
+
+    @cached_property
+    def empty_ops(self) -> pd.DataFrame:
+        """Like ``ops``, for empty nodes with a barrier after them (older engines); fused is 0."""
+        return rows_table(self._operators.empty_rows)
+
+    @cached_property
+    def empty_walls(self) -> pd.DataFrame:
+        """Like ``op_walls``, for empty nodes with a barrier after them (older engines)."""
+        return walls_table(self._operators.empty_walls)
 
     @cached_property
     def threads(self) -> pd.DataFrame:

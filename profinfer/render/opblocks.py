@@ -29,7 +29,7 @@ class OpBlock:
         track: (n,) index into the sorted thread ids.
         graph: (n,) row of the graphs table.
         node_id: (n,) output node.
-        fused: (n,) nodes covered.
+        fused: (n,) nodes covered; 0 for an empty node with a barrier after it.
         begin: (n,) ns, compute begins.
         end: (n,) ns, compute ends, wait begins.
         release: (n,) ns, wait ends.

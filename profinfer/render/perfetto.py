@@ -61,10 +61,11 @@ class _Ops:
         self._graphs = graphs
         self._template: dict[tuple[int, int], int] = {}
         self._wait = packets.event("barrier wait", "wait", {})
+        self._empty = packets.event("barrier after an empty node", "empty node", {})
 
-    def _templates(self, block: OpBlock) -> Ints:
+    def _templates(self, node_id: Ints, fused: Ints) -> Ints:
         # One turn a distinct operator of the block, not an operator event.
-        packed, which = np.unique(block.node_id << 16 | block.fused, return_inverse=True)
+        packed, which = np.unique(node_id << 16 | fused, return_inverse=True)
         ids = np.empty(len(packed), np.int64)
         for i, key in enumerate(packed.tolist()):
             node = (key >> 16, key & 0xFFFF)
@@ -74,13 +75,26 @@ class _Ops:
             ids[i] = self._template[node]
         return ids[which]
 
+    def _empty_or(self, block: OpBlock) -> tuple[Ints, Ints]:
+        """Templates of the operators, and where their slices end.
+
+        An empty node has nothing to compute: one slice to its barrier's end, of no operator.
+        """
+        empty = block.fused == 0
+        if not empty.any():
+            return self._templates(block.node_id, block.fused), block.end
+        template = np.full(len(empty), self._empty)
+        template[~empty] = self._templates(block.node_id[~empty], block.fused[~empty])
+        return template, np.where(empty, block.release, block.end)
+
     def spans(self, block: OpBlock, first_track: int) -> list[Spans]:
         """Slices in the order of their threads and times."""
         n = len(block.begin)
         track = block.track + first_track
         level = np.full(n, OP_LEVEL)
-        ops = Spans(block.begin, block.end, track, level, self._templates(block), block.late)
-        waits = np.flatnonzero(block.release > block.end)
+        template, end = self._empty_or(block)
+        ops = Spans(block.begin, end, track, level, template, block.late)
+        waits = np.flatnonzero(block.release > end)
         v = block.visit_row
         graph_templates = [self._graphs.graph(row) for row in block.graph[v].tolist()]
         return [
@@ -114,7 +128,7 @@ class _Active:
         self._running = 0
 
     def add(self, block: OpBlock) -> None:
-        busy = block.end > block.begin
+        busy = (block.end > block.begin) & (block.fused > 0)
         begin, end = block.begin[busy], block.end[busy]
         self._ts = np.concatenate([self._ts, begin, end])
         one = np.ones(len(begin), np.int64)

@@ -79,7 +79,7 @@ class Timeline:
                 trace.splits,
                 trace.graphs,
                 trace.nodes,
-                trace.ops,
+                _operators(trace),
                 trace.threads,
                 latency.generations(trace),
                 recording,
@@ -88,6 +88,7 @@ class Timeline:
         kept_splits = np.zeros(len(trace.splits), np.bool_)
         kept_splits[ints(trace.splits, "call_id") >= 0] = True
         kept_splits &= np.append(selection.calls, False)[ints(trace.splits, "call_id")]
+        ops = _operators(trace)
         of_graph = ints(graphs[selection.graphs], "split_id")
         kept_splits |= np.isin(ints(trace.splits, "split_id"), of_graph[of_graph >= 0])
         return cls(
@@ -96,11 +97,18 @@ class Timeline:
             trace.splits[kept_splits],
             graphs[selection.graphs],
             trace.nodes,
-            trace.ops[selection.graphs[ints(trace.ops, "graph_id")]],
+            ops[selection.graphs[ints(ops, "graph_id")]],
             trace.threads,
             _begun(trace, selection),
             recording,
         )
+
+
+def _operators(trace: Trace) -> pd.DataFrame:
+    """Operators, and empty nodes with a barrier after them (older engines): their fused is 0."""
+    if not len(trace.empty_ops):
+        return trace.ops
+    return pd.concat([trace.ops, trace.empty_ops], ignore_index=True)
 
 
 def _sampled(trace: Trace, selection: Selection) -> NDArray[np.bool_]:

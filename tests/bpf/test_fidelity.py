@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from truth import Truth, matched_ops, read_truth
 
+from profinfer.model.selfcheck import checks
 from profinfer.model.trace import Trace
 
 pytestmark = pytest.mark.bpf
@@ -16,6 +17,8 @@ BUILDS = {
     "shared": {},
     "static": {"static": True},
     "old-loop": {"defs": "-DFAKE_OLD_LOOP"},
+    "empties": {"defs": "-DFAKE_EMPTIES"},
+    "old-loop-empties": {"defs": "-DFAKE_OLD_LOOP -DFAKE_EMPTIES"},
     "shifted-ops": {"defs": "-DFAKE_SHIFT_OPS"},
     "endbr64": {"cflags": "-fcf-protection=full"},
 }
@@ -31,6 +34,7 @@ RUNS = {
     "big": ["--layers", "40", "--tokens", "4", "--base-us", "5"],
 }
 CASES = [(b, "plain") for b in BUILDS] + [("shared", r) for r in RUNS if r != "plain"]
+CASES += [("empties", "empty-tail"), ("old-loop-empties", "empty-tail")]
 
 
 @pytest.fixture(scope="module")
@@ -62,6 +66,33 @@ def test_each_operator_once(recorded, build: str, how: str) -> None:
     assert len(truth.ops) > 100
     assert (both["_merge"] == "both").all(), both[both["_merge"] != "both"].head()
     assert (both["fused"] == both["covered"]).all()
+
+
+@pytest.mark.parametrize(("build", "how"), CASES)
+def test_each_barrier_after_an_empty_node_once(recorded, build: str, how: str) -> None:
+    """As many as the target says it has empty nodes, each once per thread; else none."""
+    trace, truth = recorded(build, how)
+    assert (trace.ops["fused"] > 0).all() and (trace.empty_ops["fused"] == 0).all()
+    if "empties" not in build:
+        assert not len(trace.empty_ops) and not len(trace.empty_walls)
+        return
+    expected = 0
+    for number in truth.calls["def"]:
+        nodes = truth.defs[number]
+        # Without a barrier of its own the last node's is the one after the loop.
+        passed = nodes if build == "old-loop-empties" else nodes[:-1]
+        expected += sum(node["empty"] for node in passed)
+    assert expected > 50
+    assert len(trace.empty_walls) == expected
+    assert len(trace.empty_ops) == 2 * expected
+    names = trace.nodes["op"].astype(str).to_numpy()[trace.empty_ops["node_id"]]
+    assert set(names) == {"RESHAPE", "VIEW", "PERMUTE"}
+    assert trace.empty_ops["complete"].all()
+    # Nothing is computed there, and the operator after begins when the barrier opens.
+    compute = trace.empty_ops["end_ns"] - trace.empty_ops["begin_ns"]
+    assert compute.median() < 10_000
+    said = {c.name: c for c in checks(trace)}
+    assert said["nodes"].ok and said["graph_sums"].ok
 
 
 @pytest.mark.parametrize(("build", "how"), CASES)
@@ -105,8 +136,9 @@ def test_nodes_are_what_they_were(recorded, build: str, how: str) -> None:
     assert checked > 100
 
 
-def test_durations_within_microseconds(recorded) -> None:
-    trace, truth = recorded("shared", "plain")
+@pytest.mark.parametrize("build", ["shared", "empties"])
+def test_durations_within_microseconds(recorded, build: str) -> None:
+    trace, truth = recorded(build, "plain")
     both = matched_ops(trace, truth)
     late = (both["end_ns"] - both["their_end"]).abs()
     # The machine may take the CPU away between the target's own clock reading and ours, so the

@@ -103,7 +103,11 @@ static inline __attribute__((always_inline)) void ggml_compute_forward(
         struct ggml_compute_params *params, struct ggml_tensor *tensor) {
     if (ggml_cpu_extra_compute_forward(params, tensor)) return;
     switch (tensor->op) {
-        case GGML_OP_NONE: break;
+        case GGML_OP_NONE:
+        case GGML_OP_RESHAPE:
+        case GGML_OP_VIEW:
+        case GGML_OP_PERMUTE:
+        case GGML_OP_TRANSPOSE: break;
         case GGML_OP_MUL_MAT: ggml_compute_forward_mul_mat(params, tensor); break;
         default: ggml_compute_forward_spin(params, tensor); break;
     }
@@ -136,7 +140,9 @@ static __attribute__((noinline)) void *ggml_graph_compute_thread(void *data) {
                          atomic_load_explicit(&tp->abort, memory_order_relaxed) != node_n;
          node_n++) {
         struct ggml_tensor *node = cgraph->nodes[node_n];
+#ifndef FAKE_EMPTIES /* engines of 2025 and before: a barrier after these too */
         if (ggml_op_is_empty(node->op)) continue;
+#endif
 #ifndef FAKE_OLD_LOOP
         if ((node->flags & FLAG_COMPUTE) == 0) continue;
 #endif

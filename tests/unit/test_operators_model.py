@@ -104,25 +104,6 @@ def test_trailing_empty_nodes_leave_the_last_operator_its_own_end(tmp_path: Path
         assert trace.graphs["complete"].all()
 
 
-def test_older_engines_pass_a_barrier_after_empty_nodes_too(tmp_path: Path) -> None:
-    a = Node("a", ne=(4,))
-    view = Node("a (view)", "VIEW", ne=(4,), src=(a,), view_src=a)
-    b = Node("b", ne=(4,), src=(view,))
-    builder = TraceBuilder(plan={"ops": {"barrier_always": True}})
-    gen, _ = builder.define(Graph([a, view, b]), 77, 900)
-    builder.graph_begin(77, 1000, cgraph=0x6000_0000, gen=gen, n_nodes=3, n_threads=1, flags=1)
-    events = [(1010, 4, 0), (1100, 1, 1), (1110, 1, 2), (1300, 1, 3), (1301, 5, 0)]
-    builder.ops(77, events, cgraph=0x6000_0000)
-    builder.graph_end(77, 1400)
-    trace = opened(builder, tmp_path)
-    assert ops_of(trace) == {
-        (0, 0, 1, 77, 1010, 1100, 1100),
-        (0, 1, 1, 77, 1100, 1110, 1110),
-        (0, 2, 1, 77, 1110, 1300, 1300),
-    }
-    assert trace.graphs["complete"].all()
-
-
 def test_a_lost_batch_tears_only_what_it_took(tmp_path: Path) -> None:
     builder = TraceBuilder()
     graph = llama_graph(layers=40)  # more operators than a batch holds

@@ -1,0 +1,87 @@
+"""Layer 5: the columns of operators, filled block by block.
+
+Owns the two row types and their memory: pieces to be joined later would need it twice.
+Must not import pandas or above.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+I32 = npt.NDArray[np.int32]
+I64 = npt.NDArray[np.int64]
+Mask = npt.NDArray[np.bool_]
+T = TypeVar("T", "Rows", "Walls")
+
+
+@dataclass(frozen=True)
+class Rows:
+    """One row per operator and thread, ordered by graph, then node, then thread."""
+
+    graph: I32
+    node: I32
+    fused: npt.NDArray[np.int16]
+    tid: I32
+    begin: I64
+    end: I64
+    release: I64
+    complete: Mask
+
+
+@dataclass(frozen=True)
+class Walls:
+    """One row per operator of a graph, all threads together, in order of execution."""
+
+    graph: I32
+    node: I32
+    fused: npt.NDArray[np.int16]
+    begin: I64
+    release: I64
+    threads: npt.NDArray[np.int16]
+    compute_max: I64
+    compute_sum: I64
+    wait_sum: I64
+    complete: Mask
+
+
+_DTYPES = {
+    "graph": np.int32,
+    "node": np.int32,
+    "fused": np.int16,
+    "tid": np.int32,
+    "threads": np.int16,
+    "begin": np.int64,
+    "end": np.int64,
+    "release": np.int64,
+    "compute_max": np.int64,
+    "compute_sum": np.int64,
+    "wait_sum": np.int64,
+    "complete": np.bool_,
+}
+
+
+def room(kind: type[T], n: int) -> T:
+    """Arrays of length ``n``; memory is taken only where they are written."""
+    return kind(**{f.name: np.empty(n, _DTYPES[f.name]) for f in fields(kind)})
+
+
+def put(whole: T, at: int, part: T) -> int:
+    """Write a block behind the ones before; returns where the next one goes."""
+    end = at + len(part.graph)
+    for field in fields(part):
+        getattr(whole, field.name)[at:end] = getattr(part, field.name)
+    return end
+
+
+def cut(whole: T, n: int) -> T:
+    """The first ``n`` rows, without a copy."""
+    return type(whole)(**{f.name: getattr(whole, f.name)[:n] for f in fields(whole)})
+
+
+def chosen(whole: T, mask: Mask) -> T:
+    """The rows of a mask, as a copy."""
+    return type(whole)(**{f.name: getattr(whole, f.name)[mask] for f in fields(whole)})
