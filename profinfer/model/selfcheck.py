@@ -72,7 +72,9 @@ def _sums(trace: Trace) -> Check | None:
     off = np.abs(start_gap + total + end_gap - (end - begin))
     negative = (start_gap < 0) | (end_gap < 0)
     bad = int(((off > 0) | negative)[whole].sum())
-    what = _what_explains(trace)
+    what = "operators"
+    if len(trace.empty_walls):
+        what += ", barriers after empty nodes"
     return Check(
         "graph_sums",
         bad == 0,
@@ -81,10 +83,6 @@ def _sums(trace: Trace) -> Check | None:
         else f"{bad} graphs' {what} and gaps do not sum to their wall time",
         "error",
     )
-
-
-def _what_explains(trace: Trace) -> str:
-    return "operators, barriers after empty nodes" if len(trace.empty_walls) else "operators"
 
 
 def _lost(trace: Trace) -> Check:
@@ -185,11 +183,12 @@ def checks(trace: Trace) -> list[Check]:
             out.append(sums)
         share = explained(trace)
         if share is not None:
+            barriers = " and barriers after empty nodes" if len(trace.empty_walls) else ""
             out.append(
                 Check(
                     "explained",
                     share >= EXPLAINED_MIN,
-                    f"{_what_explains(trace)} explain {100 * share:.1f} % of the graphs' time",
+                    f"operators{barriers} explain {100 * share:.1f} % of the graphs' time",
                 )
             )
     return out

@@ -174,7 +174,7 @@ def test_threads_have_them_apart_from_the_gap(run: SampleRun, trace: Trace) -> N
 def test_the_self_check_counts_their_time(trace: Trace) -> None:
     assert all(c.ok for c in checks(trace))
     said = {c.name: c.text for c in checks(trace)}
-    assert said["explained"].startswith("operators, barriers after empty nodes explain 9")
+    assert said["explained"].startswith("operators and barriers after empty nodes explain 9")
     share = explained(trace)
     whole = wall(trace.op_walls) + wall(trace.empty_walls)
     graphs = int((trace.graphs["end_ns"] - trace.graphs["begin_ns"]).sum())
