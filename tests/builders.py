@@ -756,15 +756,16 @@ def sample_run(
     fuse_norms: bool = False,
     empties: bool = False,
     start_ns: int = 1_000_000_000,
+    builder: TraceBuilder | None = None,
     **changes: Any,
 ) -> SampleRun:
     """Warm-up call, prefill, ``decode_tokens`` decodes, a sample after the prefill and each decode.
 
-    ``changes`` go into the metadata. Deterministic: the same arguments give the same bytes, except
-    for tensor addresses, which are reset here.
+    ``changes`` go into the metadata, unless there is a ``builder`` already. Deterministic: the same
+    arguments give the same bytes, except for tensor addresses, which are reset here.
     """
     Node._next_addr = 0x7F00_0000_0000
-    builder = TraceBuilder(**changes)
+    builder = builder or TraceBuilder(**changes)
     main = tids[0]
     ts = start_ns
     for tid in tids:

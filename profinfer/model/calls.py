@@ -16,6 +16,7 @@ from profinfer.engine.catalog import backends
 from profinfer.model.decode import Records, int64
 from profinfer.model.phases import PHASES, with_phases
 from profinfer.model.sequences import sequences
+from profinfer.model.edges import SPANS, Loose
 from profinfer.model.spans import Pairs, outermost, pair, parents
 from profinfer.tracefile import schema
 from profinfer.tracefile.metadata import TraceMetadata, Trailer
@@ -39,6 +40,7 @@ class Spans:
         graph_row: GRAPH_BEGIN record of each graph.
         unmatched: records without a partner, by what they are.
         cut: spans that were still open when the recording ended, by what they are.
+        loose: all of these in time, by what they are.
     """
 
     calls: pd.DataFrame
@@ -50,11 +52,12 @@ class Spans:
     graph_row: I64
     unmatched: dict[str, int]
     cut: dict[str, int]
+    loose: dict[str, Loose]
 
 
-def _paired(records: Records, begin: Kind, end: Kind) -> tuple[Pairs, I64, I64, I64]:
+def _paired(records: Records, what: str) -> tuple[Pairs, I64, I64, I64]:
     """Pair one kind per thread and probe; returns the pairs, tid, begin and end of each span."""
-    b, e = records.rows[begin], records.rows[end]
+    b, e = (records.rows[kind] for kind in SPANS[what])
     keys = [int64(r["tid"]) << 32 | int64(r["probe"]) for r in (b, e)]
     pairs = pair(int64(b["ts"]), keys[0], int64(e["ts"]), keys[1])
     begins = int64(b["ts"])[pairs.begin]
@@ -64,23 +67,35 @@ def _paired(records: Records, begin: Kind, end: Kind) -> tuple[Pairs, I64, I64, 
     return pairs, int64(b["tid"])[pairs.begin], begins, ends
 
 
+def _loose(records: Records, what: str, pairs: Pairs) -> Loose:
+    """Begins and ends without a partner, those cut off by the end of the recording included."""
+    b, e = (records.rows[kind] for kind in SPANS[what])
+    begins = np.r_[pairs.open, pairs.begin[pairs.end < 0]]
+    tid, probe, ts = (
+        np.r_[int64(b[c][begins]), int64(e[c][pairs.stray])] for c in ("tid", "probe", "ts")
+    )
+    return Loose(tid, probe, ts, np.arange(len(ts)) < len(begins))
+
+
 def build(records: Records, meta: TraceMetadata, trailer: Trailer | None) -> Spans:
     """All spans but the operators."""
     unmatched: dict[str, int] = {}
     cut: dict[str, int] = {}
+    loose: dict[str, Loose] = {}
     functions = {p.id: p.function for p in meta.plan.probes}
 
     def note(what: str, pairs: Pairs) -> None:
         unmatched[what] = pairs.unmatched
         cut[what] = int((pairs.end < 0).sum())
+        loose[what] = _loose(records, what, pairs)
 
-    pairs, tid, begin, end = _paired(records, Kind.CALL_BEGIN, Kind.CALL_END)
+    pairs, tid, begin, end = _paired(records, "calls")
     note("calls", pairs)
     calls = _calls(records, pairs, tid, begin, end, functions)
     seqs, torn = sequences(records, calls)
     calls, seqs = with_phases(_with_sequences(calls, seqs), seqs)
 
-    pairs, tid, begin, end = _paired(records, Kind.SAMPLE_BEGIN, Kind.SAMPLE_END)
+    pairs, tid, begin, end = _paired(records, "samples")
     note("samples", pairs)
     top = outermost(tid, begin, end)
     probes = records.rows[Kind.SAMPLE_BEGIN]["probe"][pairs.begin][top]
@@ -94,11 +109,11 @@ def build(records: Records, meta: TraceMetadata, trailer: Trailer | None) -> Spa
         }
     )
 
-    pairs, tid, begin, end = _paired(records, Kind.SPLIT_BEGIN, Kind.SPLIT_END)
+    pairs, tid, begin, end = _paired(records, "splits")
     note("splits", pairs)
     splits = _splits(records, pairs, tid, begin, end, trailer, calls)
 
-    pairs, tid, begin, end = _paired(records, Kind.GRAPH_BEGIN, Kind.GRAPH_END)
+    pairs, tid, begin, end = _paired(records, "graphs")
     note("graphs", pairs)
     rows = records.rows[Kind.GRAPH_BEGIN][pairs.begin]
     call = _parents(tid, begin, calls)
@@ -122,7 +137,7 @@ def build(records: Records, meta: TraceMetadata, trailer: Trailer | None) -> Spa
             "complete": pairs.end >= 0,
         }
     )
-    return Spans(calls, seqs, torn, samples, splits, graphs, pairs.begin, unmatched, cut)
+    return Spans(calls, seqs, torn, samples, splits, graphs, pairs.begin, unmatched, cut, loose)
 
 
 def _named(probes: npt.NDArray[np.uint32], functions: dict[int, str]) -> pd.Categorical[Any]:

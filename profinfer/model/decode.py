@@ -63,12 +63,24 @@ _FIXED = (
 )
 
 
-def decode(reader: TraceReader) -> Records:
-    """Take every record out of ``reader``."""
+def decode(reader: TraceReader, since_ns: int | None = None) -> Records:
+    """Take every record out of ``reader``.
+
+    Args:
+        reader: the open file.
+        since_ns: when the recording of a running process began. A graph whose nodes were being
+            read at that moment began before, and what was read of it is not whole: its begin is
+            left out.
+    """
     rows: dict[Kind, Rows] = {}
     order: dict[Kind, I64] = {}
     for kind in _FIXED:
         order[kind], rows[kind] = reader.fixed(kind)
+    if since_ns is not None:
+        graphs = rows[Kind.GRAPH_BEGIN]
+        later = int64(graphs["ts"]) - int64(graphs["walk_ns"]) >= since_ns
+        rows[Kind.GRAPH_BEGIN] = graphs[later]
+        order[Kind.GRAPH_BEGIN] = order[Kind.GRAPH_BEGIN][later]
     order[Kind.TENSOR], tensors = reader.tensors()
     order[Kind.BUFFER], buffers = reader.buffers()
     ops = reader.ops()

@@ -77,7 +77,7 @@ def tally(
         "implausible_nodes": definitions.implausible,
         "unknown_ops": nodes.unknown_ops,
         "undefined_graphs": int((graphs["def_id"] < 0).sum()) if len(nodes.nodes) else 0,
-        "orphan_ops": ops.orphans,
+        "orphan_ops": int(ops.orphans.records.sum()),
         "undefined_ops": ops.undefined,
         "bad_index_ops": ops.bad_index,
         "disordered_ops": ops.disorder,

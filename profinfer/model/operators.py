@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from profinfer.model.opmarks import Collected, Marks, Ranks
+from profinfer.model.opmarks import Collected, Marks, Orphans, Ranks
 from profinfer.model.oprows import Rows, Walls, chosen, cut, put, room
 from profinfer.model.visits import Visits
 
@@ -51,7 +51,7 @@ class Operators:
             thread; like ``rows``, ``fused`` is 0.
         empty_walls: per such node; like ``walls``.
         graphs: per graph.
-        orphans: records of visits that no recorded graph fits.
+        orphans: visits that no recorded graph fits.
         undefined: records of graphs whose definition is not known.
         bad_index: records that name a node the graph does not have.
         disorder: records that do not move forward in their graph.
@@ -64,7 +64,7 @@ class Operators:
     empty_rows: Rows
     empty_walls: Walls
     graphs: PerGraph
-    orphans: int
+    orphans: Orphans
     undefined: int
     bad_index: int
     disorder: int

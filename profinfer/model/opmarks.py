@@ -100,13 +100,28 @@ def _rank(index: NodeIndex, hit: Mask) -> Ranks:
 
 
 @dataclass(frozen=True)
+class Orphans:
+    """Visits that no recorded graph fits, those without a record of an operator left out.
+
+    Attributes:
+        visit: index into the visits, ascending, shape (o,).
+        records: operator records of each, shape (o,).
+        first_ns: its first event, shape (o,).
+    """
+
+    visit: I64
+    records: I64
+    first_ns: I64
+
+
+@dataclass(frozen=True)
 class Collected:
     """What the events told, before the threads are brought together.
 
     Attributes:
         marks: per operator and thread.
         ranks: of the nodes.
-        orphans: records of visits that no recorded graph fits.
+        orphans: visits that no recorded graph fits.
         undefined: records of graphs whose definition is not known.
         bad_index: records that name a node the graph does not have.
         ambiguous: records whose 24-bit tensor address names several nodes.
@@ -114,7 +129,7 @@ class Collected:
 
     marks: Marks
     ranks: Ranks
-    orphans: int
+    orphans: Orphans
     undefined: int
     bad_index: int
     ambiguous: int
@@ -134,8 +149,9 @@ def collect(
     """
     definition = np.r_[def_of_graph, -1].astype(np.int32)[visits.graph]  # -1 picks the last
     told = (events.kind == OpKind.END) | (events.kind == OpKind.BEGIN)
-    orphans = _told_in(visits.graph < 0, told, events)
-    undefined = _told_in((visits.graph >= 0) & (definition < 0), told, events)
+    orphans = _orphans(visits, told, events)
+    without = (visits.graph >= 0) & (definition < 0)
+    undefined = int((told & without[events.visit]).sum()) if without.any() else 0
     del told
     counts = {"bad_index": 0, "ambiguous": 0}
     rows = _pair_rows if plan.mode == "pair" else _site_rows
@@ -143,9 +159,15 @@ def collect(
     return Collected(marks, ranks, orphans, undefined, counts["bad_index"], counts["ambiguous"])
 
 
-def _told_in(which: Mask, told: Mask, events: Events) -> int:
-    """Records that tell of an operator in these visits."""
-    return int((told & which[events.visit]).sum()) if which.any() else 0
+def _orphans(visits: Visits, told: Mask, events: Events) -> Orphans:
+    """Visits without a graph, and how many of their records tell of an operator."""
+    lone = visits.graph < 0
+    if not lone.any():
+        return Orphans(*(np.zeros(0, np.int64) for _ in range(3)))
+    theirs = events.visit[np.flatnonzero(told & lone[events.visit])]
+    count = np.bincount(theirs, minlength=len(lone)).astype(np.int64)
+    visit = np.flatnonzero(count)
+    return Orphans(visit, count[visit], events.ts[visits.start[visit]])
 
 
 def _leave_rows(last_done: I64, visits: Visits, definition: I32, ranks: Ranks) -> I64:

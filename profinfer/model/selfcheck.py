@@ -9,7 +9,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-import pandas as pd
 
 from profinfer.model.losses import label
 from profinfer.model.trace import Trace
@@ -95,7 +94,9 @@ def _lost(trace: Trace) -> Check:
 
 
 def _counted(trace: Trace, name: str, good: str, bad: dict[str, str], severity: str) -> Check:
-    found = [f"{trace.losses[k]:,} {what}" for k, what in bad.items() if trace.losses[k]]
+    # Of an excerpt, records of graphs that began before it are no fault.
+    losses = trace.losses | ({"orphan_ops": trace.excerpt_edges.orphans} if trace.excerpt else {})
+    found = [f"{losses[k]:,} {what}" for k, what in bad.items() if losses[k]]
     return Check(name, not found, ", ".join(found) if found else good, severity)
 
 
@@ -103,30 +104,22 @@ _SPANS = ("calls", "samples", "splits", "graphs")
 
 
 def _pairs(trace: Trace) -> Check:
-    """Begins and ends. An excerpt has some of one without the other at its two edges."""
+    """Begins and ends. An excerpt has some of one without the other at its two ends."""
+    if trace.excerpt and any(trace.losses[f"{how}_{k}"] for how in ("unmatched", "cut")
+                             for k in _SPANS):  # fmt: skip
+        found = [f"{n:,} {k} without their begin or end, not at an edge of the excerpt"
+                 for k, n in trace.excerpt_edges.middle.items() if n]  # fmt: skip
+        text = "an excerpt: what was under way when it began and ended is left out"
+        return Check("pairs", not found, ", ".join(found) if found else text)
     found = [f"{trace.losses[f'unmatched_{k}']:,} unmatched {k}" for k in _SPANS
              if trace.losses[f"unmatched_{k}"]]  # fmt: skip
     found += [f"{trace.losses[f'cut_{k}']:,} {k} cut off by the end of the recording"
               for k in _SPANS if trace.losses[f"cut_{k}"]]  # fmt: skip
-    if not found:
-        return Check("pairs", True, "every begin has its end")
-    if trace.excerpt and _lost(trace).ok:
-        at_edges = _at_edges(trace)
-        text = "an excerpt: what was under way when it began and ended is left out"
-        return Check("pairs", at_edges, text if at_edges else ", ".join(found))
-    return Check("pairs", False, ", ".join(found))
-
-
-def _at_edges(trace: Trace) -> bool:
-    """No more is unmatched than the threads that decode can have had under way."""
-    mains = pd.concat([trace.calls["tid"], trace.graphs["tid"]]).nunique()
-    edges = [trace.losses[f"{how}_{k}"] for how in ("unmatched", "cut") for k in _SPANS]
-    return bool(max(edges) <= max(mains, 1))
+    return Check("pairs", not found, ", ".join(found) if found else "every begin has its end")
 
 
 def checks(trace: Trace) -> list[Check]:
     """All questions that this trace can answer."""
-    excerpt = trace.excerpt and _lost(trace).ok
     out = [
         Check(
             "file",
@@ -137,7 +130,7 @@ def checks(trace: Trace) -> list[Check]:
         _pairs(trace),
     ]
     if trace.meta.plan.ops.mode != "none" and len(trace.graphs):
-        graphs = trace.graphs[~trace.graphs["cut"]] if excerpt else trace.graphs
+        graphs = trace.graphs[~trace.graphs["cut"]] if trace.excerpt else trace.graphs
         whole, total = int(graphs["complete"].sum()), len(graphs)
         out.append(
             Check(
@@ -166,8 +159,8 @@ def checks(trace: Trace) -> list[Check]:
                 trace,
                 "definitions",
                 "all nodes understood",
-                ({} if excerpt else {"orphan_ops": "operator records without a graph"})
-                | {
+                {
+                    "orphan_ops": "operator records without a graph",
                     "unknown_ops": "nodes of unknown operator",
                     "implausible_nodes": "implausible nodes",
                     "unread_nodes": "unread nodes",

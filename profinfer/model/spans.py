@@ -21,19 +21,19 @@ class Pairs:
     Attributes:
         begin: index of the begin record of each span, ordered by time.
         end: index of its end record, -1 where the recording stopped first.
-        lost_ends: begins whose end record is missing although recording went on.
-        lost_begins: ends whose begin record is missing.
+        open: index of the begins whose end record is missing although recording went on.
+        stray: index of the ends whose begin record is missing.
     """
 
     begin: I64
     end: I64
-    lost_ends: int
-    lost_begins: int
+    open: I64
+    stray: I64
 
     @property
     def unmatched(self) -> int:
         """Records without a partner, spans cut off by the end of the recording not counted."""
-        return self.lost_ends + self.lost_begins
+        return len(self.open) + len(self.stray)
 
 
 def pair(begin_ts: I64, begin_key: I64, end_ts: I64, end_key: I64) -> Pairs:
@@ -57,7 +57,7 @@ def pair(begin_ts: I64, begin_key: I64, end_ts: I64, end_key: I64) -> Pairs:
     key, sign = key[order], sign[order]
     if not len(key):
         empty = np.zeros(0, np.int64)
-        return Pairs(empty, empty, 0, 0)
+        return Pairs(empty, empty, empty, empty)
 
     first = np.flatnonzero(np.r_[True, key[1:] != key[:-1]])
     group = np.repeat(np.arange(len(first)), np.diff(np.r_[first, len(key)]))
@@ -88,12 +88,12 @@ def pair(begin_ts: I64, begin_key: I64, end_ts: I64, end_key: I64) -> Pairs:
     if len(begins):
         tail = np.r_[key[begins][1:] != key[begins][:-1], True]
         last_of_group[begins[tail]] = True
-    cut = (end_at < 0) & ~last_of_group[begin_at]
-    keep = ~cut
+    lost = (end_at < 0) & ~last_of_group[begin_at]
+    keep = ~lost
     b = order[begin_at[keep]]
     e = np.where(end_at[keep] < 0, -1, order[end_at[keep]] - n)
     by_time = np.argsort(begin_ts[b], kind="stable")
-    return Pairs(b[by_time], e[by_time], int(cut.sum()), int(stray.sum()))
+    return Pairs(b[by_time], e[by_time], order[begin_at[lost]], order[stray] - n)
 
 
 def outermost(tid: I64, begin: I64, end: I64) -> npt.NDArray[np.bool_]:

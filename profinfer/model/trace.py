@@ -23,6 +23,8 @@ from profinfer.model.calls import build as build_spans
 from profinfer.model.decode import Records, decode
 from profinfer.model.definitions import Definitions
 from profinfer.model.definitions import build as build_definitions
+from profinfer.model.edges import Edges
+from profinfer.model.edges import find as find_edges
 from profinfer.model.losses import operators_lost, tally
 from profinfer.model.nodes import NodeTables
 from profinfer.model.nodes import build as build_nodes
@@ -224,9 +226,21 @@ class Trace:
 
         What was under way at these two moments is left out of every selection; it is no loss.
         """
-        trailer = self.reader.trailer
-        attached = self.meta.options.get("attached") is True
-        return attached or (trailer is not None and trailer.reason in _EXCERPTS)
+        return self._joined or self._left
+
+    @cached_property
+    def excerpt_edges(self) -> Edges:
+        """What is missing elsewhere than at the two ends of an excerpt."""
+        functions = {p.id: p.function or "" for p in self.meta.plan.probes}
+        return find_edges(
+            self._records,
+            self._spans.loose,
+            functions,
+            self._visits,
+            self._operators.orphans,
+            joined=self._joined,
+            left=self._left,
+        )
 
     def select(
         self,
@@ -270,7 +284,9 @@ class Trace:
                 kept_graphs |= loose
         if self.excerpt:
             # A graph whose call began before the recording looks like one without a call.
-            kept_graphs &= ~graphs["cut"].to_numpy() & ((parent >= 0) | (len(calls) == 0))
+            until = [self.excerpt_edges.call_until.get(t, -1) for t in graphs["tid"].tolist()]
+            torn = (parent < 0) & (graphs["begin_ns"].to_numpy() < np.array(until, np.int64))
+            kept_graphs &= ~graphs["cut"].to_numpy() & ~torn
         nodes_kept = np.ones(len(self.nodes), bool)
         if op is not None:
             nodes_kept &= self.nodes["op"].to_numpy() == op
@@ -299,9 +315,21 @@ class Trace:
 
     # -- inside ------------------------------------------------------------------------------
 
+    @property
+    def _joined(self) -> bool:
+        """The target ran when the recording began."""
+        return self.meta.options.get("attached") is True
+
+    @property
+    def _left(self) -> bool:
+        """The target went on when the recording ended."""
+        trailer = self.reader.trailer
+        return trailer is not None and trailer.reason in _EXCERPTS
+
     @cached_property
     def _records(self) -> Records:
-        return decode(self.reader)
+        since = self.meta.options.get("attached_ns")
+        return decode(self.reader, since if isinstance(since, int) else None)
 
     @cached_property
     def _definitions(self) -> Definitions:

@@ -22,7 +22,8 @@ def spans(begin: list[tuple[int, int]], end: list[tuple[int, int]]):
         (int(b[i, 0]), int(e[j, 0]) if j >= 0 else None)
         for i, j in zip(found.begin, found.end, strict=True)
     ]
-    return got, found.lost_ends, found.lost_begins
+    assert found.unmatched == len(found.open) + len(found.stray)
+    return got, len(found.open), len(found.stray)
 
 
 def test_nothing() -> None:
