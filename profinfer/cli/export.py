@@ -121,6 +121,11 @@ def export(options: ExportOptions) -> None:
                 f"profinfer report {options.trace}, to see what there is",
             )
     timeline = Timeline.of_trace(trace, selection)
+    if timeline.empty and trace.meta.nothing_probed:
+        raise ProfinferError(
+            f"nothing to export: {options.trace} holds no call and no graph: {shared.NO_ENGINE}",
+            "record it again, until the program has generated something",
+        )
     if timeline.empty:
         raise ProfinferError(
             f"nothing to export: {options.trace} holds no call and no graph",

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from profinfer.cli.options import NO_ENGINE
 from profinfer.units import MISSING, format_bytes, format_count, format_ns
 
 if TYPE_CHECKING:
@@ -107,7 +108,7 @@ def _sections(reader: TraceReader) -> list[tuple[str, RenderableType]]:
         ("Target", _pairs(_target(reader))),
         ("Host", _pairs(_host(meta))),
         ("Engine", _pairs(_engine(meta))),
-        ("Probes", _probes(meta.plan)),
+        ("Probes", _plain(f"none: {NO_ENGINE}") if meta.nothing_probed else _probes(meta.plan)),
     ]
     if meta.plan.skipped:
         skipped = [(s.function, f"{s.reason or MISSING} ({s.role})") for s in meta.plan.skipped]
@@ -183,6 +184,8 @@ def _host(meta: TraceMetadata) -> list[tuple[str, str]]:
 
 def _engine(meta: TraceMetadata) -> list[tuple[str, str]]:
     engine = meta.engine
+    if meta.nothing_probed and not engine.images:
+        return [("none", NO_ENGINE)]
     rows = [(name, _because(text, why)) for name, text, why in (
         ("engine", f"{engine.name or MISSING} {engine.version or ''}".strip(), engine.evidence),
         ("layout", _layout(engine.layout), engine.layout.evidence if engine.layout else None),

@@ -12,6 +12,8 @@ import click
 from profinfer.errors import UsageProblem
 
 PHASES = ("prefill", "decode", "mixed", "encode", "warmup", "all")
+NO_ENGINE = "the recording ended before the program loaded an engine"
+
 FORMATS = ("table", "json", "csv")
 
 

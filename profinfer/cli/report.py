@@ -131,6 +131,11 @@ def _check_usage(asked: ReportOptions) -> None:
 def _check_level(trace: Trace, asked: ReportOptions) -> None:
     """A clear line for what this trace cannot tell."""
     if not len(trace.calls) and not len(trace.graphs):
+        if trace.meta.nothing_probed:
+            raise EmptyTrace(
+                f"{trace.path} holds no call and no graph: {options.NO_ENGINE}",
+                "record it again, until the program has generated something",
+            )
         raise EmptyTrace(
             f"{trace.path} holds no call and no graph: the program ran no inference while recorded",
             f"profinfer info {trace.path}",

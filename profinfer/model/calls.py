@@ -14,9 +14,9 @@ import pandas as pd
 
 from profinfer.engine.catalog import backends
 from profinfer.model.decode import Records, int64
+from profinfer.model.edges import SPANS, Loose
 from profinfer.model.phases import PHASES, with_phases
 from profinfer.model.sequences import sequences
-from profinfer.model.edges import SPANS, Loose
 from profinfer.model.spans import Pairs, outermost, pair, parents
 from profinfer.tracefile import schema
 from profinfer.tracefile.metadata import TraceMetadata, Trailer

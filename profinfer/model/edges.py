@@ -63,12 +63,10 @@ class Edges:
     Attributes:
         middle: loose begins and ends that neither end of the recording explains, by kind.
         orphans: operator records without a graph that neither explains.
-        call_until: end of the call that each thread was in when the recording began, by thread.
     """
 
     middle: Mapping[str, int]
     orphans: int
-    call_until: Mapping[int, int]
 
 
 @dataclass(frozen=True)
@@ -103,25 +101,15 @@ def find(
         joined: the target ran when the recording began.
         left: the target went on when the recording ended.
     """
-    seen = _seen(records) if any(len(these.ts) for these in loose.values()) else None
+    seen = _seen(records)
     middle: dict[str, int] = {}
-    early: dict[str, Mask] = {}
     for kind, these in loose.items():
-        if seen is None:
-            middle[kind], early[kind] = 0, np.zeros(0, bool)
-            continue
         first, last = _outside(kind, these, seen, functions)
-        early[kind] = ~these.begins & (these.ts <= first) & joined
+        early = ~these.begins & (these.ts <= first) & joined
         late = these.begins & (these.ts >= last) & left
-        middle[kind] = int((~early[kind] & ~late).sum())
-    calls, graphs = loose["calls"], loose["graphs"]
-    until: dict[int, int] = {}
-    for at in np.flatnonzero(early["calls"]).tolist():
-        tid = int(calls.tid[at])
-        until[tid] = max(until.get(tid, -1), int(calls.ts[at]))
-    ended = int(graphs.ts[early["graphs"]].max()) if early["graphs"].any() else -1
-    torn = ~_began_before(visits, orphans, ended) if joined else np.ones(len(orphans.visit), bool)
-    return Edges(middle, int(orphans.records[torn].sum()), until)
+        middle[kind] = int((~early & ~late).sum())
+    torn = ~(_began_before(visits, orphans, seen) & joined)
+    return Edges(middle, int(orphans.records[torn].sum()))
 
 
 def _seen(records: Records) -> _Seen:
@@ -168,21 +156,33 @@ def _nests(kind: str, function: str, inner: str, inner_function: str) -> bool:
     return not {function, inner_function} <= _SIBLINGS
 
 
-def _began_before(visits: Visits, orphans: Orphans, ended: int) -> Mask:
+def _began_before(visits: Visits, orphans: Orphans, seen: _Seen) -> Mask:
     """Orphaned visits of graphs that may have begun before the recording.
 
-    The thread passed no recorded graph before; and the visit began before the last of those
-    graphs ended (``ended``, ns, -1 if none did), or it fills the whole recording.
+    The end of such a graph need not be seen: the kernel catches a return only of what was entered
+    with the probes in place. So the thread must have passed no recorded graph before, and have
+    entered this one before the recording too. If it came a little later, none of the threads in
+    this graph (one of them computes it for its caller) may have begun or ended anything before.
     """
+    mine = orphans.visit
+    tid, graph = visits.tid[mine], visits.cgraph[mine]
     known = np.flatnonzero(visits.graph >= 0)
     threads, at = np.unique(visits.tid[known], return_index=True)
-    first = np.append(known[at], len(visits.tid))  # visits are ordered by thread, then time
-    place = np.searchsorted(threads, visits.tid[orphans.visit])
-    place[np.append(threads, -1)[place] != visits.tid[orphans.visit]] = len(threads)
-    before = orphans.visit < first[place]
-    endless = (
-        (place == len(threads)) & (visits.enter[orphans.visit] < 0)
-        & (visits.leave[orphans.visit] < 0)
-    )  # fmt: skip
-    out: Mask = before & ((orphans.first_ns <= ended) | endless)
+    # Visits are ordered by thread, then time.
+    before = mine < _looked_up(threads, known[at], tid, len(visits.tid))
+    threads, at = np.unique(seen.tid, return_inverse=True)
+    first = np.full(len(threads), np.iinfo(np.int64).max)
+    np.minimum.at(first, at, seen.first)
+    begun = _looked_up(threads, first, tid, np.iinfo(np.int64).max)
+    graphs, at = np.unique(graph, return_inverse=True)
+    earliest = np.full(len(graphs), np.iinfo(np.int64).max)
+    np.minimum.at(earliest, at, begun)
+    out: Mask = before & ((visits.enter[mine] < 0) | (orphans.first_ns <= earliest[at]))
     return out
+
+
+def _looked_up(keys: I64, values: I64, wanted: I64, default: int) -> I64:
+    """Value of each wanted key; ``keys`` ascend."""
+    at = np.searchsorted(keys, wanted)
+    found = np.append(keys, -1)[at] == wanted
+    return np.where(found, np.append(values, default)[at], default)

@@ -283,10 +283,12 @@ class Trace:
             if phase in (None, "other"):
                 kept_graphs |= loose
         if self.excerpt:
+            kept_graphs &= ~graphs["cut"].to_numpy()
+        if self._joined:
             # A graph whose call began before the recording looks like one without a call.
-            until = [self.excerpt_edges.call_until.get(t, -1) for t in graphs["tid"].tolist()]
-            torn = (parent < 0) & (graphs["begin_ns"].to_numpy() < np.array(until, np.int64))
-            kept_graphs &= ~graphs["cut"].to_numpy() & ~torn
+            first = calls.groupby("tid")["begin_ns"].min().to_dict()
+            until = np.array([first.get(t, -1) for t in graphs["tid"].tolist()], np.int64)
+            kept_graphs &= (parent >= 0) | (graphs["begin_ns"].to_numpy() >= until)
         nodes_kept = np.ones(len(self.nodes), bool)
         if op is not None:
             nodes_kept &= self.nodes["op"].to_numpy() == op

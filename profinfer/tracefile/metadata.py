@@ -256,6 +256,11 @@ class TraceMetadata(JsonPart):
     ring_bytes: int | None = None
     options: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def nothing_probed(self) -> bool:
+        """No probe was put in place: the recording ended before an engine was loaded."""
+        return not self.plan.probes
+
 
 @dataclass(frozen=True, kw_only=True)
 class Trailer(JsonPart):

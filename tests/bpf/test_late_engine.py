@@ -136,6 +136,7 @@ def test_attach_for_a_while(running, tmp_path: Path, run_profinfer) -> None:
     assert trace.excerpt
     assert not trace.calls["cut"].to_numpy()[trace.select().calls].any()
     report = run_profinfer("report", out)
+    assert trace.excerpt_edges.orphans == 0 and not any(trace.excerpt_edges.middle.values())
     assert "an excerpt: what was under way" in " ".join(report.stdout.split())
     assert "not all is well" not in report.stdout
 

@@ -25,20 +25,32 @@ WHAT = {"CALL": "calls", "SAMPLE": "samples", "SPLIT": "splits", "GRAPH": "graph
 class Window(TraceBuilder):
     """Records what happens from ``since`` to ``until``, as the recorder of a running process does.
 
+    ``armed``: the probes were in place before, so that the end of what began before is seen.
     ``drop``: number among the kept records of spans of one that gets lost without a trace.
     """
 
-    def __init__(self, since: int = 0, until: int = FOREVER, drop: int = -1, **changes: Any):
+    def __init__(
+        self, since: int = 0, until: int = FOREVER, *, armed: bool = True, drop: int = -1,
+        **changes: Any,
+    ) -> None:  # fmt: skip
         if since:
             changes["options"] = {"attached": True, "attached_ns": since}
         super().__init__(**changes)
-        self.since, self.until, self.drop = since, until, drop
+        self.since, self.until, self.armed, self.drop = since, until, armed, drop
+        self.open: dict[tuple[int, str], int] = {}  # begun before, by thread and kind
         self.kept: list[tuple[Kind, int, int]] = []  # (kind, tid, ts) of spans
 
     def record(self, kind: int, tid: int, ts: int, body: bytes, flags: int = 0) -> None:
         if kind in SPANS:
+            what, _, side = Kind(kind).name.partition("_")
+            unseen = self.open.get((tid, what), 0)
             if not self.since <= ts < self.until:
+                self.open[tid, what] = unseen + (1 if side == "BEGIN" else -1)
                 return
+            if side == "END" and unseen > 0:
+                self.open[tid, what] = unseen - 1
+                if not self.armed:
+                    return
             self.kept.append((Kind(kind), tid, ts))
             if len(self.kept) - 1 == self.drop:
                 return
@@ -73,9 +85,10 @@ def moments(step: int) -> list[int]:
     return sorted(set(ends))[3::step]
 
 
-@pytest.mark.parametrize("since", moments(3))
-def test_wherever_it_begins_nothing_is_wrong(tmp_path: Path, since: int) -> None:
-    trace = played(Window(since)).finish(tmp_path / "t.pf")
+@pytest.mark.parametrize("armed", [True, False])
+@pytest.mark.parametrize("since", moments(4))
+def test_wherever_it_begins_nothing_is_wrong(tmp_path: Path, since: int, armed: bool) -> None:
+    trace = played(Window(since, armed=armed)).finish(tmp_path / "t.pf")
     assert trace.excerpt
     assert [c.text for c in faults(trace)] == []
 
@@ -185,18 +198,27 @@ def test_the_targets_own_end_is_no_edge(tmp_path: Path) -> None:
     assert faults(window.finish(tmp_path / "t.pf")) == []
 
 
+@pytest.mark.parametrize("entered", [False, True])
 @pytest.mark.parametrize("seen_end", [True, False])
-def test_operators_of_a_graph_that_began_before(tmp_path: Path, seen_end: bool) -> None:
+@pytest.mark.parametrize("begun", [False, True])
+def test_operators_of_a_graph_that_began_before(
+    tmp_path: Path, entered: bool, seen_end: bool, begun: bool
+) -> None:
+    """Its threads may have come to it later, but not after its caller began anything."""
     window = Window(5, 10**9)
+    if begun:
+        window.call_begin(77, 50)
+        window.call_end(77, 70)
     for tid in (77, 78):
-        window.ops(tid, [(100 + tid, 1, 1), (200, 1, 2), (210, 5, 0)], cgraph=0x60)
+        enter = [(90, 4, 0)] if entered else []
+        window.ops(tid, [*enter, (100 + tid, 1, 1), (200, 1, 2), (210, 5, 0)], cgraph=0x60)
     if seen_end:
         window.graph_end(77, 300)
     window.run_graph(llama_graph(layers=1), begin=1000, tids=(77, 78))
     trace = window.finish(tmp_path / "t.pf")
     assert trace.losses["orphan_ops"] == 4
-    # Its end must have been seen, or it still ran when the recording ended.
-    assert [c.name for c in faults(trace)] == ([] if seen_end else ["definitions"])
+    expected = ["pairs"] * (seen_end and begun) + ["definitions"] * (entered and begun)
+    assert [c.name for c in faults(trace)] == expected
 
 
 def test_a_graph_longer_than_the_recording(tmp_path: Path) -> None:
@@ -219,11 +241,15 @@ def test_a_graph_whose_nodes_were_being_read_began_before(tmp_path: Path) -> Non
     assert faults(trace) == []
 
 
-def test_views_leave_out_graphs_of_the_call_that_began_before_and_no_others(tmp_path: Path) -> None:
+@pytest.mark.parametrize("armed", [True, False])
+def test_views_leave_out_graphs_of_a_call_that_began_before_and_no_others(
+    tmp_path: Path, armed: bool
+) -> None:
     window = Window(5, 10**9)
     graph = llama_graph(layers=1)
     window.run_graph(graph, begin=1000)
-    window.call_end(77, 100_000)
+    if armed:
+        window.call_end(77, 100_000)
     window.call_begin(77, 200_000, n_tokens=1, pos_first=4)
     window.run_graph(graph, begin=201_000)
     window.call_end(77, 300_000)
