@@ -161,6 +161,7 @@ METADATA: dict[str, Any] = {
     },
     "plan": {
         "level": "op",
+        "attached_by": "uprobe-multi link",
         "ops": {"mode": "site", "bias": 1, "barrier_always": False},
         "probes": [
             {
