@@ -38,6 +38,23 @@ def incomplete(trace: Trace, selection: Selection) -> list[Note]:
     return [Note("warning", text)]
 
 
+def sampled(trace: Trace, selection: Selection) -> list[Note]:
+    """How much of what was asked for was recorded without operators, and is left out."""
+    if selection.of_tokens <= selection.n_tokens:
+        return []
+    windows = len(trace.windows)
+    text = (
+        f"operators were recorded during {selection.n_tokens:,} of {selection.of_tokens:,} tokens, "
+        f"in {windows} window{'' if windows == 1 else 's'}: this view covers those, and its "
+        "numbers per token are means over them"
+    )
+    return [Note("info", text)]
+
+
 def of(trace: Trace, selection: Selection) -> tuple[Note, ...]:
-    """Both."""
-    return (*losses(trace), *incomplete(trace, selection))
+    """All of them."""
+    return (
+        *losses(trace),
+        *incomplete(trace, selection),
+        *sampled(trace, selection),
+    )

@@ -85,6 +85,8 @@ def overview(trace: Trace) -> Result:
         (Column("lost", "lost", "count", "Events that the recorder lost."), lost),
         (Column("probe_cost", "probe cost", "ratio", "Part of the calls' time that the probes are "
                 "estimated to have cost."), estimated_share(trace)),
+        (Column("sampled", "sampled", "ratio", "Part of the tokens during which operators were "
+                "recorded, if not all."), _sampled(trace)),
         (Column("explained", "explained", "ratio",
                 "Part of the graphs' wall time that operators and barriers cover."),
          explained(trace)),
@@ -102,6 +104,11 @@ def overview(trace: Trace) -> Result:
         (*notes.losses(trace), *extra),
         layout="record",
     )
+
+
+def _sampled(trace: Trace) -> float | None:
+    chosen = trace.select()
+    return chosen.n_tokens / chosen.of_tokens if trace.windows and chosen.of_tokens else None
 
 
 def _several(n: int) -> int | None:

@@ -7,18 +7,9 @@ its times are the target's time in calls, so that an idle server decides nothing
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
-from profinfer.tracefile.schema import (
-    CNT_CALL_NS,
-    CNT_OP_RECORDS,
-    CNT_SENT,
-    CNT_STEP_NS,
-    CNT_STEPS,
-    CNT_THREADS,
-    Kind,
-)
+from profinfer.capture.readings import Reading
 
 _WINDOW_NS = 300_000_000  # calls' time between two decisions
 _SLACK_NS = 10_000_000  # the cost may be this much above or below the limit: no flapping
@@ -45,57 +36,10 @@ class Limits:
         """Whether there is any limit."""
         return self.max_overhead is not None or self.min_tps is not None
 
-
-@dataclass(frozen=True)
-class Reading:
-    """The kernel's counters at one moment, or their growth between two.
-
-    Attributes:
-        call_ns: time in calls that have ended.
-        steps: decode steps, and step_ns: the time of their calls.
-        hits: operator records, all threads.
-        graphs: graphs begun, and threads: their threads, summed.
-    """
-
-    call_ns: int = 0
-    steps: int = 0
-    step_ns: int = 0
-    hits: int = 0
-    graphs: int = 0
-    threads: int = 0
-
-    @classmethod
-    def of(cls, counters: Sequence[int]) -> Reading:
-        """Take what is needed out of all counters."""
-        return cls(
-            counters[CNT_CALL_NS],
-            counters[CNT_STEPS],
-            counters[CNT_STEP_NS],
-            counters[CNT_OP_RECORDS],
-            counters[CNT_SENT + Kind.GRAPH_BEGIN],
-            counters[CNT_THREADS],
-        )
-
-    def since(self, before: Reading) -> Reading:
-        """The growth since an earlier reading."""
-        return Reading(
-            self.call_ns - before.call_ns,
-            self.steps - before.steps,
-            self.step_ns - before.step_ns,
-            self.hits - before.hits,
-            self.graphs - before.graphs,
-            self.threads - before.threads,
-        )
-
-    @property
-    def tps(self) -> float:
-        """Decode steps per second of decode calls."""
-        return self.steps * 1e9 / self.step_ns if self.step_ns else 0.0
-
-    def cost_ns(self, hit_ns: float) -> float:
-        """What the hits cost: threads pay at the same time, so one thread's count."""
-        threads = self.threads / self.graphs if self.graphs else 1
-        return self.hits * hit_ns / max(threads, 1)
+    def to_json(self) -> dict[str, float]:
+        """Those that there are, for the trace's options."""
+        both = {"max_overhead": self.max_overhead, "min_tps": self.min_tps}
+        return {name: value for name, value in both.items() if value is not None}
 
 
 @dataclass(frozen=True)

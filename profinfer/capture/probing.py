@@ -101,6 +101,11 @@ class Probing:
         """The levels whose probes are in place."""
         return tuple(level for level in LEVELS if self._groups[level].attached)
 
+    @property
+    def hit_ns(self) -> int | None:
+        """What one hit costs on this machine, None if it could not be measured."""
+        return None if self.hit_cost is None else self.hit_cost.ns
+
     def plan_json(self) -> dict[str, Any]:
         """The plan for the trace's metadata, with how it was attached and what a hit costs here."""
         plan = self.plan.to_json()

@@ -14,9 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from profinfer.capture.governor import Governor, Limits
 from profinfer.capture.plausible import Verdict, check_tensors
 from profinfer.capture.probing import Probing, lost_events
 from profinfer.capture.progress import ProgressLine
+from profinfer.capture.readings import Forecast, Reading
 from profinfer.capture.signals import SignalWatch, pass_on
 from profinfer.capture.target import ExitStatus, LaunchedTarget, RunningTarget
 from profinfer.capture.watch import LoadWatch, Stop
@@ -46,6 +48,8 @@ class RecordResult:
         size: bytes of the trace file.
         interrupted: a signal asked for the end.
         other_engines: paths of engines in the same process that were not recorded.
+        switches: times that operators' probes were taken away or put back.
+        forecast: what the probes cost, None if it is not known.
         implausible: what was read as tensors makes no sense; the probes were removed.
         write_error: the recording was cut short because the file could not be written.
     """
@@ -60,6 +64,8 @@ class RecordResult:
     size: int
     interrupted: bool
     other_engines: tuple[str, ...]
+    switches: int
+    forecast: Forecast | None
     implausible: Verdict | None
     write_error: TraceError | None
 
@@ -75,6 +81,7 @@ class Recording:
         watch: waits for the engine to be loaded.
         level: level of a plan made later.
         ring_bytes: ring size of a plan made later.
+        limits: what the operators' probes may cost.
         duration_s: end of the recording after this time, None for the target's end.
         progress: show the progress line.
     """
@@ -89,6 +96,7 @@ class Recording:
         watch: LoadWatch | None,
         level: str,
         ring_bytes: int,
+        limits: Limits,
         duration_s: float | None,
         progress: bool,
     ) -> None:
@@ -98,6 +106,9 @@ class Recording:
         self._watch = watch
         self._level = level
         self._ring_bytes = ring_bytes
+        self._limits = limits
+        self._governor: Governor | None = None
+        self._switches = 0
         self._until = None if duration_s is None else time.monotonic() + duration_s
         self._progress = ProgressLine(wanted=progress)
         self._probing: Probing | None = None
@@ -118,6 +129,8 @@ class Recording:
         self._probing = probing
         if probing.plan.layout is not None:
             self._sink = self._write_checked
+        if self._limits and probing.hit_ns is not None:
+            self._governor = Governor(self._limits, probing.hit_ns)
 
     def _begin_now(self) -> None:
         """All probes are in place: the recording of a running process begins."""
@@ -149,6 +162,7 @@ class Recording:
                 reason = "duration over"
                 break
             self._take_stop()
+            self._govern()
             if not self._mapped and self._probing is not None and self._probing.ring.calls:
                 self._note_maps()
             self._show()
@@ -234,6 +248,27 @@ class Recording:
             self._probing.detach()
             self._note("implausible", seen=verdict.seen, bad=verdict.bad, example=verdict.example)
 
+    def _govern(self) -> None:
+        """Take the operators' probes away, or put them back, to keep the user's limits."""
+        if self._governor is None or self._probing is None or self._write_error is not None:
+            return
+        decision = self._governor.observe(Reading.of(self._probing.counters()))
+        if decision is None:
+            return
+        self._switches += 1
+        if decision.on:
+            try:
+                self._probing.attach("op")
+            except ProfinferError as error:
+                self._governor = None  # without them from here on
+                self._note("level failed", why=str(error))
+                return
+            self._note("level", level="op", why=decision.why)
+        else:
+            # What is recorded while they go belongs to no window.
+            self._note("level", level="graph", why=decision.why)
+            self._probing.detach("op")
+
     def _note(self, what: str, **facts: Any) -> None:
         now = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
         self._json(ChunkKind.NOTE, {"ts": now, "what": what, **facts})
@@ -315,6 +350,8 @@ class Recording:
             size=self._writer.bytes_written,
             interrupted=bool(self._interrupts),
             other_engines=self._other_engines,
+            switches=self._switches,
+            forecast=Forecast.of(Reading.of(counters), probing.hit_ns) if probing else None,
             implausible=self._implausible,
             write_error=self._write_error,
         )

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from profinfer._version import __version__
+from profinfer.capture.governor import Limits
 from profinfer.capture.host import describe_host, read_clock
 from profinfer.capture.probing import Probing
 from profinfer.capture.recording import Recording, RecordResult
@@ -42,6 +43,7 @@ class RecordOptions:
         ring_bytes: size of the ring buffer, a power of two.
         debug_files: files with the symbols that were stripped from the engine.
         duration_s: end the recording after this time, None for the target's end.
+        limits: what the operators' probes may cost; they are taken away for a while to keep it.
         progress: show the progress line.
         shown: the command line's own options, for the trace's header.
     """
@@ -54,6 +56,7 @@ class RecordOptions:
     ring_bytes: int
     debug_files: tuple[Path, ...] = ()
     duration_s: float | None = None
+    limits: Limits = field(default_factory=Limits)
     progress: bool = False
     shown: dict[str, Any] = field(default_factory=dict)
 
@@ -130,6 +133,7 @@ def _run(
         watch=watch,
         level=options.level,
         ring_bytes=options.ring_bytes,
+        limits=options.limits,
         duration_s=options.duration_s,
         progress=options.progress,
     )

@@ -114,7 +114,7 @@ def export(options: ExportOptions) -> None:
     selection = None
     phase = None if options.phase == "all" else options.phase
     if phase is not None or options.tokens is not None:
-        selection = trace.select(phase=phase, tokens=options.tokens)
+        selection = trace.select(phase=phase, tokens=options.tokens, unsampled=True)
         if selection.empty:
             raise UsageProblem(
                 f"nothing to export: {options.trace} has no such calls ({selection.description})",

@@ -59,6 +59,18 @@ def _ring_bytes(text: str) -> int:
     help="How deep to look; each level includes those before it.",
 )
 @click.option(
+    "--max-overhead",
+    metavar="PERCENT",
+    help="Keep the cost of the operators' probes below this share of the time, such as 2%, by "
+    "recording operators in windows of time.",
+)
+@click.option(
+    "--min-tps",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="N",
+    help="Record no operators while the target decodes fewer tokens a second.",
+)
+@click.option(
     "--ring-size",
     default="16M",
     show_default=True,
@@ -89,6 +101,8 @@ def command(
     output: Path,
     force: bool,
     level: str,
+    max_overhead: str | None,
+    min_tps: float | None,
     ring_size: str,
     debug_files: tuple[Path, ...],
     progress: bool | None,
@@ -103,6 +117,7 @@ def command(
     profinfer record -- python app.py
     profinfer record --pid 1234 --duration 30s
     """
+    from profinfer.capture.governor import Limits
     from profinfer.capture.native import require_native
     from profinfer.capture.preflight import require_recording
     from profinfer.capture.session import RecordOptions, attach, record, rehearse
@@ -113,6 +128,13 @@ def command(
             hint="profinfer record -- ./llama-completion -m model.gguf",
         )
     ring_bytes = _ring_bytes(ring_size)
+    limits = Limits(None if max_overhead is None else _share(max_overhead), min_tps)
+    if limits and level != "op":
+        raise UsageProblem(
+            "--max-overhead and --min-tps take the operators' probes away for a while, and "
+            f"--level {level} has none",
+            hint="leave out --level",
+        )
     plan, options = _prepare(
         pid,
         command,
@@ -124,12 +146,13 @@ def command(
             level=level,
             ring_bytes=ring_bytes,
             debug_files=debug_files,
+            limits=limits,
             duration_s=None if duration is None else _seconds(duration),
             # A line that rewrites itself on the terminal the target prints to would spoil both.
             progress=sys.stderr.isatty() and not sys.stdout.isatty()
             if progress is None
             else progress,
-            shown={"level": level, "ring_bytes": ring_bytes},
+            shown={"level": level, "ring_bytes": ring_bytes} | limits.to_json(),
         ),
     )
     if print_bpf:
@@ -189,6 +212,19 @@ def _seconds(text: str) -> float:
         if text.endswith(suffix) and number.replace(".", "", 1).isdigit() and float(number) > 0:
             return float(number) * factor
     raise UsageProblem(f"--duration {text} is not a time", hint="--duration 30s")
+
+
+def _share(text: str) -> float:
+    """The share of ``2%`` or ``2``: 0.02."""
+    try:
+        share = float(text.removesuffix("%")) / 100
+    except ValueError:
+        share = -1.0
+    if not 0 < share < 1:
+        raise UsageProblem(
+            f"--max-overhead {text} is not a percentage between 0 and 100", hint="--max-overhead 2%"
+        )
+    return share
 
 
 def _print_bpf(plan: ProbePlan | None, ring_bytes: int) -> int:
@@ -263,6 +299,13 @@ def _finish(result: RecordResult, options: RecordOptions) -> int:
         parts.append(f"{format_count(result.operators)} operator records")
     click.echo(f"profinfer: wrote {options.output} ({format_bytes(result.size)})", err=True)
     click.echo(f"  {', '.join(parts)}, {lost}", err=True)
+    if result.forecast is not None:
+        click.echo(f"  probes cost {result.forecast.text}", err=True)
+    if result.switches:
+        click.echo(
+            f"  operators were recorded in windows: {result.switches} switches to keep the limits",
+            err=True,
+        )
     if result.lost:
         click.echo("  try: --ring-size 64M, or a lower --level", err=True)
     click.echo(f"  next: profinfer report {options.output}", err=True)

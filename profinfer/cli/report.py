@@ -158,7 +158,12 @@ def _selections(trace: Trace, asked: ReportOptions) -> list[Selection]:
 
     def select(phase: str | None, warmup: bool = False) -> Selection:
         return trace.select(
-            phase=phase, tokens=asked.tokens, op=asked.op, layer=asked.layer, warmup=warmup
+            phase=phase,
+            tokens=asked.tokens,
+            op=asked.op,
+            layer=asked.layer,
+            warmup=warmup,
+            unsampled=asked.by == "token" or not len(trace.ops),
         )
 
     if asked.phase == "all" or (asked.warmup and asked.phase is None):

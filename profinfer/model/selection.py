@@ -24,6 +24,7 @@ class Selection:
         graphs: mask over the graphs table.
         nodes: mask over the nodes table.
         n_tokens: tokens of the selected calls.
+        of_tokens: and of those that were left out because operators were not recorded then, too.
         warmup_excluded: the trace has warm-up calls and they were left out.
         filters: what else narrows it, for the description.
         narrowed: the nodes are a part of each graph, so that gaps and shares of it mean nothing.
@@ -34,6 +35,7 @@ class Selection:
     graphs: Mask
     nodes: Mask
     n_tokens: int
+    of_tokens: int
     warmup_excluded: bool
     filters: tuple[str, ...] = ()
     narrowed: bool = False
@@ -56,7 +58,10 @@ class Selection:
     @property
     def description(self) -> str:
         """Phase, number of tokens and graphs, filters, and whether warm-up is in it."""
-        parts = [f"{self.phase or 'all phases'}: {_count(self.n_tokens, 'token')}"]
+        tokens = _count(self.of_tokens, "token")
+        if self.of_tokens > self.n_tokens:
+            tokens = f"{self.n_tokens:,} of {tokens}"
+        parts = [f"{self.phase or 'all phases'}: {tokens}"]
         if len(self.calls):
             parts.append(_count(self.n_calls, "call"))
         if len(self.graphs):

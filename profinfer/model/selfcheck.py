@@ -43,7 +43,7 @@ def explained(trace: Trace) -> float | None:
     if not len(trace.op_walls):
         return None
     graphs = trace.graphs
-    whole = graphs["complete"].to_numpy()
+    whole = (graphs["complete"] & graphs["sampled"]).to_numpy()
     covered = _walls_of_graphs(trace)[whole].sum()
     wall = (graphs["end_ns"] - graphs["begin_ns"]).to_numpy()[whole].sum()
     return float(covered / wall) if wall else None
@@ -130,7 +130,8 @@ def checks(trace: Trace) -> list[Check]:
         _pairs(trace),
     ]
     if trace.meta.plan.ops.mode != "none" and len(trace.graphs):
-        graphs = trace.graphs[~trace.graphs["cut"]] if trace.excerpt else trace.graphs
+        graphs = trace.graphs[trace.graphs["sampled"]]
+        graphs = graphs[~graphs["cut"]] if trace.excerpt else graphs
         whole, total = int(graphs["complete"].sum()), len(graphs)
         out.append(
             Check(

@@ -37,9 +37,10 @@ from profinfer.model.sums import NodeSums, per_node
 from profinfer.model.tokens import counted
 from profinfer.model.visits import Events, GraphSpans, Visits
 from profinfer.model.visits import split as split_visits
+from profinfer.model.windows import Window, inside, leave_out, windows
 from profinfer.tracefile.metadata import TraceMetadata
 from profinfer.tracefile.reader import TraceReader
-from profinfer.tracefile.schema import Kind
+from profinfer.tracefile.schema import ChunkKind, Kind
 
 TABLES = (
     "calls",
@@ -123,11 +124,13 @@ class Trace:
         if has_ops:
             fewer = told.threads < graphs["n_threads"].to_numpy()
             # OpenMP may give fewer threads than asked for; a loss may hide one.
-            complete = complete & told.covered & ~(fewer & self._ops_lost)
+            covered = told.covered & ~(fewer & self._ops_lost)
+            complete = complete & (covered | ~self._sampled)
         return graphs.assign(
             threads_seen=told.threads.astype(np.int32),
             enter_ns=told.enter,
             release_ns=told.release,
+            sampled=self._sampled if has_ops else False,
             complete=complete,
         )
 
@@ -213,6 +216,12 @@ class Trace:
         """The operators as arrays, with the counts of what did not fit."""
         return self._operators
 
+    @cached_property
+    def windows(self) -> list[Window]:
+        """When operators were recorded; empty if always, or never."""
+        return windows(value for chunk, value in self.reader.documents
+                       if chunk.kind == ChunkKind.NOTE)  # fmt: skip
+
     @property
     def visits(self) -> Visits:
         """Each thread's passes through graphs."""
@@ -250,6 +259,7 @@ class Trace:
         op: str | None = None,
         layer: tuple[int, int] | None = None,
         warmup: bool = False,
+        unsampled: bool = False,
     ) -> Selection:
         """The part of the trace that a view is to cover.
 
@@ -259,6 +269,8 @@ class Trace:
             op: only nodes of this operator type.
             layer: only nodes whose layer lies in [a, b).
             warmup: keep warm-up calls when ``phase`` is None.
+            unsampled: keep calls without operators, where their probes were taken away for a
+                while; otherwise only calls whose graphs were all recorded with operators.
         """
         calls, graphs = self.calls, self.graphs
         kept = np.ones(len(calls), bool)
@@ -276,12 +288,18 @@ class Trace:
             asked = seqs[seqs["token_index"].between(*tokens, inclusive="left")]
             kept &= calls["call_id"].isin(asked["call_id"]).to_numpy()
             filters.append(f"tokens {tokens[0]}:{tokens[1]}")
+        asked_for = int(calls["n_tokens"].to_numpy()[kept].clip(min=0).sum())
         parent = graphs["call_id"].to_numpy()
+        if self.windows and not unsampled:
+            kept = kept.copy()
+            kept[parent[~self._sampled & (parent >= 0)]] = False
         kept_graphs = np.r_[kept, False][parent]
         if tokens is None:
             loose = parent < 0
             if phase in (None, "other"):
                 kept_graphs |= loose
+        if self.windows and not unsampled:
+            kept_graphs &= self._sampled
         if self.excerpt:
             kept_graphs &= ~graphs["cut"].to_numpy()
         if self._joined:
@@ -304,6 +322,7 @@ class Trace:
             graphs=kept_graphs,
             nodes=nodes_kept,
             n_tokens=int(calls["n_tokens"].to_numpy()[kept].clip(min=0).sum()),
+            of_tokens=asked_for,
             warmup_excluded=bool(warm.any() and not (kept & warm).any()),
             filters=tuple(filters),
             narrowed=op is not None or layer is not None,
@@ -358,7 +377,14 @@ class Trace:
         end = graphs["end_ns"].to_numpy().copy()
         end[graphs["cut"].to_numpy()] = np.iinfo(np.int64).max
         spans = GraphSpans(graphs["cgraph"].to_numpy(), graphs["begin_ns"].to_numpy(), end)
-        return split_visits(self._records, spans)
+        events, visits = split_visits(self._records, spans)
+        return leave_out(events, visits, self._sampled, self.windows)
+
+    @cached_property
+    def _sampled(self) -> npt.NDArray[np.bool_]:
+        """Graphs during which the operators' probes were in place."""
+        graphs = self._spans.graphs
+        return inside(graphs["begin_ns"].to_numpy(), graphs["end_ns"].to_numpy(), self.windows)
 
     @property
     def _visits(self) -> Visits:

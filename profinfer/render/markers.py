@@ -72,6 +72,7 @@ class Markers:
         self._points: list[tuple[int, int, int]] = []
         self.tracks: list[Track] = [Track("profinfer", "profinfer")]
         self._recording(timeline, first_ns, last_ns)
+        self._windows(timeline, first_ns, last_ns)
         self._generations(timeline)
         self._rates(timeline.calls)
         self.active_track = self._track("active threads", unit="threads")
@@ -114,6 +115,19 @@ class Markers:
                     "incomplete graph", "loss", {"graph_id": graph_id}, instant=True
                 )
                 self._points.append((begin, 0, template))
+
+    def _windows(self, timeline: Timeline, first_ns: int, last_ns: int) -> None:
+        """When operators were recorded, if not all the time."""
+        if not timeline.windows:
+            return
+        track = self._track("operators recorded")
+        for window in timeline.windows:
+            begin, end = max(window.begin_ns, first_ns), min(window.end_ns, last_ns)
+            if begin < end:
+                why = {"began": window.began, "ended": window.ended}
+                args: dict[str, str | int] = {k: v for k, v in why.items() if v}
+                template = self._packets.event("operators recorded", "profinfer", args, once=True)
+                self._slices.append((begin, end, track, template))
 
     def _generations(self, timeline: Timeline) -> None:
         """Each prompt as two slices: until its first token, and while its tokens were decoded."""

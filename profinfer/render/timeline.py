@@ -14,6 +14,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from profinfer.analysis import latency
+from profinfer.model.windows import Window
 from profinfer.render.trackevent import Ints
 
 if TYPE_CHECKING:
@@ -59,6 +60,7 @@ class Timeline:
     threads: pd.DataFrame
     generations: pd.DataFrame
     recording: Recording
+    windows: tuple[Window, ...] = ()
 
     @property
     def empty(self) -> bool:
@@ -83,6 +85,7 @@ class Timeline:
                 trace.threads,
                 latency.generations(trace),
                 recording,
+                tuple(trace.windows),
             )
         calls, graphs = trace.calls, trace.graphs
         kept_splits = np.zeros(len(trace.splits), np.bool_)
@@ -101,6 +104,7 @@ class Timeline:
             trace.threads,
             _begun(trace, selection),
             recording,
+            tuple(trace.windows),
         )
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable
 
-from profinfer.capture.governor import Decision, Governor, Limits, Reading
+from profinfer.capture.governor import Decision, Governor, Limits
+from profinfer.capture.readings import Forecast, Reading
 
 HIT_NS = 1000
 OPS = 500  # operators a token
@@ -36,7 +37,7 @@ class Target:
                 self.cost += OPS * HIT_NS
             n = self.now
             self.now = Reading(
-                n.call_ns + took, n.steps + 1, n.step_ns + took, n.hits + hits, n.graphs + 1,
+                n.call_ns + took, n.steps + 1, n.step_ns + took, n.hits + hits, 0, n.graphs + 1,
                 n.threads + self.threads,
             )  # fmt: skip
             decision = self.governor.observe(self.now)
@@ -129,6 +130,18 @@ def test_both_limits() -> None:
 
 def test_an_idle_target_decides_nothing() -> None:
     governor = Governor(Limits(max_overhead=0.01, min_tps=10), HIT_NS)
-    reading = Reading(10**9, 10, 10**9, 10_000, 10, 20)
+    reading = Reading(10**9, 10, 10**9, 10_000, 0, 10, 20)
     governor.observe(reading)
     assert all(governor.observe(reading) is None for _ in range(100))
+
+
+def test_forecast() -> None:
+    reading = Reading(
+        call_ns=10**9, steps=100, step_ns=10**9, hits=103_600, marks=800, graphs=100, threads=200
+    )
+    told = Forecast.of(reading, 1000)
+    assert told is not None
+    assert told.share == (51_800 + 800) * 1000 / 1e9
+    assert told.text == "about 5.3 % at 100 tok/s (526 hits a graph, 1.00 µs each)"
+    assert Forecast.of(Reading(call_ns=10**8), 1000) is None
+    assert Forecast.of(reading, None) is None
