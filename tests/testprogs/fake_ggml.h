@@ -195,6 +195,7 @@ enum ggml_status ggml_graph_compute(struct ggml_cgraph *cgraph, struct ggml_cpla
 struct fake_options {
     int threads, prompt, tokens, layers, generations, kv_pad, base_us, splits, sample_us;
     int crash_call;
+    int slow_from, slow_to; /* calls in between take three times as long */
     bool uid, pos, tail, vary;
 };
 struct llama_context {

@@ -178,6 +178,7 @@ __attribute__((noinline)) int32_t llama_decode(lctx *ctx, struct llama_batch bat
     int n = batch.n_tokens, pad = ctx->o.kv_pad;
     ctx->run.call++;
     ctx->run.scale = n > 1 ? 2 : 1;
+    if (ctx->run.call >= ctx->o.slow_from && ctx->run.call < ctx->o.slow_to) ctx->run.scale *= 3;
     ctx->n_past = batch.pos ? batch.pos[n - 1] + 1 : ctx->n_past + n;
     int n_kv = (ctx->n_past + pad - 1) / pad * pad;
     int layers = ctx->o.layers + (ctx->o.vary && ctx->run.call % 3 == 2 ? 1 : 0);

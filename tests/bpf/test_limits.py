@@ -1,0 +1,97 @@
+"""Limits on cost and speed, kept by taking the operators' probes away for a while."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from truth import read_truth
+
+from profinfer.model.trace import Trace
+
+pytestmark = pytest.mark.bpf
+
+
+def record(path: Path, program: Path, run_profinfer, limits: list[str], *args: str) -> Trace:
+    told = path.with_suffix(".json")
+    command = [program, *args, "--no-ops", "--out", told]
+    done = run_profinfer("record", "-o", path, *limits, "--", *command)
+    assert done.returncode == 0, done.stderr
+    assert "probes cost about" in done.stderr
+    return Trace.open(path)
+
+
+def sound(trace: Trace) -> None:
+    """Nothing is lost; operators are there for the graphs of the windows, whole, and no others."""
+    assert {k: v for k, v in trace.losses.items() if v} == {}
+    graphs = trace.graphs
+    assert graphs["complete"].all()
+    with_ops = np.isin(graphs["graph_id"], trace.ops["graph_id"].unique())
+    assert (with_ops == graphs["sampled"]).all()
+    sizes = trace.ops.groupby("graph_id").size()
+    per_def = graphs.set_index("graph_id").loc[sizes.index].assign(n=sizes)
+    assert per_def.groupby("def_id")["n"].nunique().max() == 1
+
+
+def test_the_cost_is_kept_below_a_share(tmp_path: Path, fake_ggml: Path, run_profinfer) -> None:
+    args = (
+        "--tokens",
+        "4000",
+        "--generations",
+        "3",
+        "--layers",
+        "2",
+        "--base-us",
+        "1",
+        "--kv-pad",
+        "4096",
+    )
+    limit = ["--max-overhead", "1%"]
+    trace = record(tmp_path / "t.pf", fake_ggml, run_profinfer, limit, *args, "--threads", "1")
+    sound(trace)
+    assert len(trace.windows) >= 2
+    calls = trace.calls["end_ns"] - trace.calls["begin_ns"]
+    hits = len(trace.ops) + 2 * trace.graphs["sampled"].sum()
+    hit_ns = trace.meta.plan.ops.extra["hit_ns"]
+    assert hits * hit_ns / calls.sum() < 0.02  # 10 ms more than 1 %, of seconds
+    chosen = trace.select(phase="decode")
+    assert 0 < chosen.n_tokens < chosen.of_tokens == 12_000
+    report = run_profinfer("report", tmp_path / "t.pf")
+    assert f"decode: {chosen.n_tokens:,} of 12,000 tokens" in report.stdout
+    assert f"every node once per thread in all {trace.graphs['sampled'].sum():,}" in " ".join(
+        report.stdout.split()
+    )
+    whole = run_profinfer("report", tmp_path / "t.pf", "--by", "token", "--format", "csv")
+    assert len(whole.stdout.splitlines()) == 1 + 3 * 4001
+    out = tmp_path / "t.pftrace"
+    assert run_profinfer("export", tmp_path / "t.pf", "-o", out).returncode == 0
+
+
+def test_a_disturbed_target_is_relieved(tmp_path: Path, fake_ggml: Path, run_profinfer) -> None:
+    """Its speed is measured first; then it runs at a third of it for some 400 tokens."""
+    args = ("--layers", "4", "--base-us", "8", "--kv-pad", "4096", "--threads", "1")
+    told = tmp_path / "alone.json"
+    run_profinfer("record", "-o", tmp_path / "alone.pf", "--level", "token", "--", fake_ggml, *args,
+                  "--tokens", "100", "--no-ops", "--out", told)  # fmt: skip
+    calls = read_truth(told).calls[2:]
+    tps = 1e9 / (calls["end_ns"] - calls["begin_ns"]).median()
+    tokens, slow = round(tps * 10), (round(tps * 2), round(tps * 3))
+    more = ["--tokens", f"{tokens}", "--slow", f"{slow[0]}:{slow[1]}"]
+    limits = ["--min-tps", f"{0.6 * tps:.1f}"]
+    trace = record(tmp_path / "t.pf", fake_ggml, run_profinfer, limits, *args, *more)
+    sound(trace)
+    assert len(trace.windows) == 2, trace.windows
+    first, second = trace.windows
+    begin = trace.calls["begin_ns"].to_numpy()
+    assert begin[slow[0]] < first.end_ns < begin[slow[1]]
+    assert second.begin_ns > begin[slow[1]]
+    assert "tok/s, less than" in first.ended
+    assert (trace.graphs["sampled"].to_numpy()[-10:]).all()
+
+
+def test_limits_need_operators(tmp_path: Path, fake_ggml: Path, run_profinfer) -> None:
+    for limits in (["--max-overhead", "2%", "--level", "graph"], ["--max-overhead", "no"]):
+        done = run_profinfer("record", "-o", tmp_path / "t.pf", *limits, "--", fake_ggml)
+        assert done.returncode != 0
+        assert "--max-overhead" in done.stderr and "Traceback" not in done.stderr
