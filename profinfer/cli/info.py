@@ -228,7 +228,8 @@ def _probes(plan: Plan) -> RenderableType:
             _plain(f"{probe.insn or MISSING}{how}"),
             format_ns(probe.cost_ns),
         )
-    how = f", attached by {plan.attached_by}" if plan.attached_by else ""
+    attached_by = plan.extra.get("attached_by")
+    how = f", attached by {attached_by}" if attached_by else ""
     table.caption = f"level {plan.level or MISSING}, operators by mode {plan.ops.mode}{how}"
     table.caption_justify = "left"
     return table

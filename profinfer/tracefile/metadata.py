@@ -237,7 +237,6 @@ class Plan(JsonPart):
 
     level: str | None = None
     ops: OpsPlan = field(default_factory=OpsPlan)
-    attached_by: str | None = None
     probes: tuple[Probe, ...] = ()
     skipped: tuple[Skipped, ...] = ()
 
