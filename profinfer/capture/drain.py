@@ -14,6 +14,8 @@ from collections.abc import Callable
 from profinfer.tracefile.schema import RING_BUSY, RING_DISCARD, Kind
 
 _PAGE = mmap.PAGESIZE
+# What is mapped behind the ring's end: more than the longest entry, a full batch of 4 KB.
+_OVERHANG = 16 * _PAGE
 _ENTRY = struct.Struct("<IIHH")  # length and flags, page offset; then kind and flags of ours
 _ENTRY_HEADER = 8
 _CALL_BEGIN = int(Kind.CALL_BEGIN)
@@ -36,9 +38,14 @@ class RingReader:
         self.size = size
         self._mask = size - 1
         self._consumer_map = mmap.mmap(fd, _PAGE, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE)
-        # The data pages are mapped twice in a row, so that an entry never wraps.
+        # The kernel offers the data pages twice in a row, so that an entry never wraps. Of the
+        # second time only the begin is mapped: mapped pages count as ours, and a ring has many.
         self._data_map = mmap.mmap(
-            fd, _PAGE + 2 * size, mmap.MAP_SHARED, mmap.PROT_READ, offset=_PAGE
+            fd,
+            _PAGE + size + min(size, _OVERHANG),
+            mmap.MAP_SHARED,
+            mmap.PROT_READ,
+            offset=_PAGE,
         )
         self._consumer = memoryview(self._consumer_map).cast("Q")
         self._producer = memoryview(self._data_map)[:_PAGE].cast("Q")
@@ -53,11 +60,14 @@ class RingReader:
 
         Entry headers are walked only to stop before an entry that is still being written.
         """
+        # Once more for what goes on at the ring's begin.
+        return self._drain_block(sink) + self._drain_block(sink)
+
+    def _drain_block(self, sink: Sink) -> int:
+        """Up to the entry that crosses the ring's end, that one included."""
         start = self._consumer[0]
-        available = self._producer[0] - start
-        if not available:
-            return 0
         data, base = self._data, start & self._mask
+        available = min(self._producer[0] - start, self.size - base)
         unpack, at, records = _ENTRY.unpack_from, 0, 0
         while at < available:
             head, _, kind, _ = unpack(data, base + at)
