@@ -1,34 +1,42 @@
-"""Layer 4: operator records that a thread had not handed over when it died.
+"""Layer 4: operator records that a thread has not handed over.
 
 A batch leaves the kernel when it is full or when its thread leaves the graph. A target that is
-killed in the middle of a graph leaves open batches behind; they are in the map of slots, and
-are written like any other entry.
+killed in the middle of a graph leaves open batches behind, and so do the operators' probes when
+they are removed; they are in the map of slots, and are written like any other entry.
 """
 
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterable
 
 from profinfer.tracefile.schema import OP, OPS, OPS_PER_BATCH
 
-_N_AT = OPS.fields["n"][1]  # type: ignore[index]
+_CGRAPH_AT, _SEQ_AT, _N_AT = (OPS.fields[name][1] for name in ("cgraph", "seq", "n"))  # type: ignore[index]
 _ENTRY = struct.Struct("<II")
 
 
-def open_batches(slots: list[bytes]) -> tuple[list[bytes], int]:
+def open_batches(slots: Iterable[bytes]) -> tuple[list[bytes], int, dict[int, bytes]]:
     """Ring entries made of the open batches.
 
     Args:
-        slots: raw ``struct pf_slot`` values.
+        slots: raw ``struct pf_slot`` values, by place.
 
     Returns:
-        The entries, and the operator records in them.
+        The entries, the operator records in them, and by place what the slots are to be set to:
+        as they would be had their threads handed the batches over.
     """
-    entries, records = [], 0
-    for slot in slots:
+    entries, records, emptied = [], 0, {}
+    for place, slot in enumerate(slots):
         n = int.from_bytes(slot[_N_AT : _N_AT + 4], "little")
         if 0 < n <= OPS_PER_BATCH:
             payload = slot[: OPS.itemsize + n * OP.itemsize]
             entries.append(_ENTRY.pack(len(payload), 0) + payload)
             records += n
-    return entries, records
+            after = bytearray(slot)
+            seq = int.from_bytes(slot[_SEQ_AT : _SEQ_AT + 4], "little") + 1
+            struct.pack_into("<I", after, _SEQ_AT, seq & 0xFFFFFFFF)
+            struct.pack_into("<I", after, _N_AT, 0)
+            struct.pack_into("<Q", after, _CGRAPH_AT, 0)  # the next graph may lie at the same place
+            emptied[place] = bytes(after)
+    return entries, records, emptied

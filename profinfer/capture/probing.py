@@ -38,7 +38,7 @@ class Probing:
 
     ``attach`` and ``detach`` may be called as often as wanted while the target runs. A graph that
     is under way when the operators' probes come or go is recorded in part: its operators do not
-    cover it, and a thread's open batch is handed over at the thread's next one.
+    cover it. When they have gone, ``take_open_batches`` has what the threads had begun.
 
     Args:
         plan: what is probed.
@@ -127,9 +127,14 @@ class Probing:
         return counters
 
     def take_open_batches(self) -> list[bytes]:
-        """Ring entries of batches that no thread has handed over. Nobody may write any more."""
-        entries, records = open_batches(self._program.values("slots"))
-        self._left = (len(entries), records)
+        """Ring entries of batches that no thread has handed over; their slots are empty then.
+
+        Nobody may write any more: the target has ended, or the operators' probes are detached.
+        """
+        entries, records, emptied = open_batches(self._program.values("slots"))
+        for place, slot in emptied.items():
+            self._program.put("slots", place, slot)
+        self._left = (self._left[0] + len(entries), self._left[1] + records)
         return entries
 
     @property

@@ -166,6 +166,10 @@ class Program:
         """Every value of an array, as raw bytes."""
         return list(self._maps[table].values())
 
+    def put(self, table: str, index: int, value: bytes) -> None:
+        """Write one entry of an array, as raw bytes."""
+        self._maps[table].put(index, value)
+
 
 def _load(
     code: bytes, name: str, method: Method, log: ctypes.Array[ctypes.c_char] | None = None

@@ -25,7 +25,7 @@ from profinfer.elf.modules import open_program
 from profinfer.errors import EnvironmentProblem
 from profinfer.model.trace import Trace
 from profinfer.probes.plan import make_plan
-from profinfer.tracefile.schema import CNT_OP_RECORDS, CNT_SENT, Kind
+from profinfer.tracefile.schema import CNT_OP_RECORDS, CNT_SENT, OPS, Kind
 
 # From 3.12 on Python warns of fork beside other threads, which numpy has.
 pytestmark = [pytest.mark.bpf, pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")]
@@ -89,6 +89,35 @@ def test_levels_come_and_go(method, fake_ggml, target, monkeypatch) -> None:
     finally:
         probing.close()
     assert target.poll() is None
+
+
+def op_records(entries: bytes) -> int:
+    """Operator records in ring entries."""
+    at = records = 0
+    while at < len(entries):
+        length, _, kind = struct.unpack_from("<IIH", entries, at)
+        if kind == Kind.OPS:
+            records += struct.unpack_from("<I", entries, at + 8 + OPS.fields["n"][1])[0]
+        at += (length + 8 + 7) & ~7
+    return records
+
+
+def test_open_batches_are_handed_over_once(fake_ggml, target) -> None:
+    """What threads had begun when the operators' probes went, and nothing of it later again."""
+    probing = Probing(make_plan(open_program(str(fake_ggml))), target.pid, RING)
+    got = bytearray()
+    try:
+        for _ in range(6):
+            time.sleep(0.07)
+            probing.detach("op")
+            left = probing.take_open_batches()
+            got += b"".join(entry + bytes(-len(entry) % 8) for entry in left)
+            assert probing.take_open_batches() == []
+            probing.drain(got.extend)
+            assert op_records(bytes(got)) == probing.counters()[CNT_OP_RECORDS] > 0
+            probing.attach("op")
+    finally:
+        probing.close()
 
 
 def test_a_refused_link_makes_way_for_perf_events(
