@@ -34,11 +34,13 @@ class HitCost:
         ns: nanoseconds a hit, the best of several rounds.
         insn: the instruction it was measured on.
         emulated: whether the kernel emulates that instruction.
+        attached_by: how the probe was attached.
     """
 
     ns: int
     insn: str
     emulated: bool
+    attached_by: str
 
 
 def measure_hit(program: Program) -> HitCost | None:
@@ -60,7 +62,8 @@ def measure_hit(program: Program) -> HitCost | None:
     point = AttachPoint(HANDLER, str(path), site.offset, False)
     program.group([point], pid=os.getpid()).attach()
     cost = _best(call) - without
-    return HitCost(max(0, round(cost)), site.insn, site.emulated is not None)
+    ns = max(0, round(cost))
+    return HitCost(ns, site.insn, site.emulated is not None, program.method.value)
 
 
 def _function() -> tuple[str, Path, Site] | None:
@@ -97,7 +100,7 @@ def _best(call: ctypes._NamedFuncPointer) -> float:
 
 
 def measure_here() -> HitCost | None:
-    """Measure with a small program of its own, for ``profinfer doctor``; takes about 2 s.
+    """Measure with a small program of its own, for ``profinfer doctor``.
 
     Raises:
         ProfinferError: BCC or the kernel refuses.
