@@ -152,17 +152,22 @@ static __always_inline void pf_piece_read(struct pf_walk *w)
         w->pos += left;
         return;
     }
+    w->ptrs.n = left;
     for (i = 0; i < PF_PTRS_PER_RECORD; i++) {
         if (i >= left)
             break;
         h = pf_mix(h, w->ptrs.ptr[i]);
     }
+    /* Read back from memory, about which the verifier knows nothing: else it knows from each of
+     * the 64 ways out of the loop how many there are, and goes through what follows for each. */
+    left = *(volatile u32 *)&w->ptrs.n;
+    if (left > PF_PTRS_PER_RECORD)
+        return;
     if (!pf_is_known(at, h)) {
         pf_header(&w->ptrs.h, PF_PTRS, w->reading_leafs ? PF_PTRS_LEAFS : 0, w->t0);
         w->ptrs.cgraph = w->cgraph;
         w->ptrs.gen = w->gen;
         w->ptrs.first = w->pos;
-        w->ptrs.n = left;
         if (pf_emit(&w->ptrs, sizeof(w->ptrs), PF_PTRS)) {
             w->partial = 1;
         } else {
@@ -175,7 +180,7 @@ static __always_inline void pf_piece_read(struct pf_walk *w)
             break;
         pf_tensor_read(w, w->ptrs.ptr[i]);
     }
-    w->pos += left;
+    w->pos += *(volatile u32 *)&w->ptrs.n;
 }
 
 /* A BPF program may not loop over thousands of nodes: it tail-calls itself, PF_PIECES_PER_STEP
