@@ -63,10 +63,12 @@ def _child(writer: int, parent: int, text: str, cflags: list[str], headers: Path
         if os.getppid() != parent:
             os._exit(1)  # it died before it could be asked to take us along
         # What is not ours must end with the recorder: the target's gate, the trace, a terminal.
+        # The numbers stay taken: a file of the parent's that is only now collected as garbage
+        # would close the number, and with it whatever of ours had got it.
+        null = os.open(os.devnull, os.O_RDWR)
         for name in os.listdir("/proc/self/fd"):
             if int(name) > 2 and int(name) != writer:
-                with contextlib.suppress(OSError):  # the listing's own is gone already
-                    os.close(int(name))
+                os.dup2(null, int(name))
         try:
             answer = _GOOD + _compile(text, cflags, headers).to_bytes()
         except EnvironmentProblem as error:

@@ -188,7 +188,7 @@ def test_the_key_depends_on_everything(tmp_path: Path) -> None:
     assert object_key("text", ["-DA=1"], tmp_path) == keys[3]
 
 
-# --- errors of the compiling child --------------------------------------------------------------
+# --- the compiling child --------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -216,15 +216,34 @@ def test_a_compiler_that_crashes(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_child_holds_nothing_of_ours(monkeypatch: pytest.MonkeyPatch) -> None:
     """A gate that the child kept open would not close when the recorder dies."""
     reader, writer = os.pipe()
+    gate = os.fstat(writer).st_ino
 
     def look(*_: object) -> None:
-        left = sorted(int(name) for name in os.listdir("/proc/self/fd"))
-        raise EnvironmentProblem(str(left))
+        held = [f"/proc/self/fd/{name}" for name in os.listdir("/proc/self/fd")]
+        names = [os.readlink(path) for path in held if os.path.exists(path)]
+        raise EnvironmentProblem("\n".join(names))
 
     monkeypatch.setattr(compiler, "_compile", look)
     with pytest.raises(EnvironmentProblem) as caught:
         compiler.compile_text("", [], None)
     os.close(reader)
     os.close(writer)
-    held = caught.value.message.strip("[]").split(", ")
-    assert len(held) == 5  # three standard ones, the answer's, the listing's own
+    assert f"pipe:[{gate}]" not in caught.value.message
+    assert "/dev/null" in caught.value.message
+
+
+def test_the_child_survives_files_that_are_closed_late(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file of the parent's is collected in the child, which has got a file by then."""
+    late = [open(os.devnull) for _ in range(20)]
+
+    def make(*_: object) -> None:
+        with open(os.devnull):
+            late.clear()
+            os.lseek(os.open(__file__, os.O_RDONLY), 0, os.SEEK_END)
+        raise EnvironmentProblem("well")
+
+    monkeypatch.setattr(compiler, "_compile", make)
+    with pytest.raises(EnvironmentProblem, match="well"):
+        compiler.compile_text("", [], None)
+    for file in late:
+        file.close()
