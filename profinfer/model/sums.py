@@ -28,6 +28,7 @@ class NodeSums:
         wait: ns of waiting, likewise.
         slowest: ns of the longest execution.
         fused: executions that covered more than one node.
+        covered: nodes before this one that were computed with it, summed over its executions.
         compute_max: ns of the slowest thread of each execution, summed, torn ones left out.
         whole_wall: ns of the executions that are not torn.
     """
@@ -38,6 +39,7 @@ class NodeSums:
     wait: I64
     slowest: I64
     fused: int
+    covered: I64
     compute_max: int
     whole_wall: int
 
@@ -70,6 +72,7 @@ def per_node(walls: Walls, selection: Selection) -> NodeSums:
         wait=_summed(node, mean_wait, n),
         slowest=slowest,
         fused=int((fused > 1).sum()),
+        covered=_summed(node, np.maximum(fused.astype(np.int64) - 1, 0), n),
         compute_max=int(most.sum() - most[torn].sum()),
         whole_wall=int(length.sum() - length[torn].sum()),
     )

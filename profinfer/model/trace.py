@@ -28,6 +28,8 @@ from profinfer.model.edges import find as find_edges
 from profinfer.model.losses import operators_lost, tally
 from profinfer.model.nodes import NodeTables
 from profinfer.model.nodes import build as build_nodes
+from profinfer.model.operands import Operands
+from profinfer.model.operands import build as build_operands
 from profinfer.model.operators import Operators
 from profinfer.model.operators import build as build_operators
 from profinfer.model.opmarks import collect
@@ -143,6 +145,11 @@ class Trace:
     def edges(self) -> pd.DataFrame:
         """One row per source of each node."""
         return self._nodes.edges
+
+    @cached_property
+    def operands(self) -> Operands:
+        """Shapes and bytes of what every node reads and writes, as arrays."""
+        return build_operands(self._definitions, self.meta.engine)
 
     @cached_property
     def ops(self) -> pd.DataFrame:

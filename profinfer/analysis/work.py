@@ -1,0 +1,146 @@
+"""Layer 6: operations and bytes of every node, and of the executions of a selection.
+
+Owns the joining of the rules with a trace, and what fusion saves. Vectorised over problems and
+nodes. Must not import rich or anything above.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from profinfer.analysis.work_formulas import Case
+from profinfer.analysis.work_rules import RULES
+from profinfer.model.operands import ACTIVATION, KV, WEIGHT
+from profinfer.model.selection import Selection
+from profinfer.model.trace import Trace
+
+F64 = npt.NDArray[np.float64]
+Mask = npt.NDArray[np.bool_]
+
+FUNCTIONS = {"UNARY": "unary_ops", "GLU": "glu_ops"}
+MATMUL = ("MUL_MAT", "MUL_MAT_ID")
+
+
+@dataclass(frozen=True)
+class Work:
+    """Operations and bytes per node; NaN where they are not known. Shapes (N,).
+
+    Attributes:
+        flops: operations.
+        weights: bytes of weights read.
+        kv: bytes of the KV cache read.
+        activations: bytes of everything else read.
+        written: bytes written.
+        int8: a product with quantised weights, which the engine computes in 8-bit integers.
+        at_most: index into ``reasons``: why the true work can be less; 0: it cannot.
+        reasons: texts, the first is "".
+    """
+
+    flops: F64
+    weights: F64
+    kv: F64
+    activations: F64
+    written: F64
+    int8: Mask
+    at_most: npt.NDArray[np.int8]
+    reasons: tuple[str, ...]
+
+    @property
+    def moved(self) -> F64:
+        """Bytes read and written."""
+        return self.weights + self.kv + self.activations + self.written
+
+
+def per_execution(trace: Trace) -> tuple[Work, F64]:
+    """Work of one execution of each node by itself, and bytes read of each source, (N, S)."""
+    o = trace.operands
+    n, slots = len(o.op), o.kind.shape[1] if o.kind.ndim == 2 else 0
+    flops, written = np.full(n, np.nan), np.full(n, np.nan)
+    reads = np.full((n, slots), np.nan)
+    at_most = np.zeros(n, np.int8)
+    int8 = np.zeros(n, bool)
+    engine = trace.meta.engine
+    reasons = [""]
+    for number in np.unique(o.op).tolist():
+        name = engine.ops[number] if 0 <= number < len(engine.ops) else ""
+        rule = RULES.get(name)
+        if rule is None:
+            continue
+        rows = np.flatnonzero(o.op == number)
+        known = np.array([*getattr(engine, FUNCTIONS.get(name, ""), ()), ""], object)
+        param = np.where((o.param[rows] >= 0) & (o.param[rows] < len(known)), o.param[rows], -1)
+        case = Case(o.ne[rows].astype(np.float64), o.size[rows], o.element[rows], known[param])
+        flops[rows], reads[rows], written[rows] = (
+            rule.flops(case),
+            rule.reads(case),
+            rule.writes(case),
+        )
+        flops[rows[np.isnan(o.size[rows]).any(axis=1)]] = np.nan  # a source was not read
+        if name in MATMUL:
+            int8[rows] = o.block[rows, 1] > 1
+        if rule.at_most:
+            if rule.at_most not in reasons:
+                reasons.append(rule.at_most)
+            exact = name == "MUL_MAT_ID" and case.ne(3, 1) <= 1
+            at_most[rows] = np.where(exact, 0, reasons.index(rule.at_most))
+    at = o.of_node  # -1, an unread node, takes the row added at the end
+    nan = np.full(1, np.nan)
+    reads = np.vstack([reads, np.full((1, slots), np.nan)])[at]
+    kind = np.vstack([o.kind, np.zeros((1, slots), np.int8)])[at]
+
+    def of(wanted: int) -> F64:
+        out: F64 = np.where(kind == wanted, reads, 0.0).sum(axis=1)
+        return out
+
+    work = Work(
+        flops=np.r_[flops, nan][at],
+        weights=of(WEIGHT),
+        kv=of(KV),
+        activations=of(ACTIVATION),
+        written=np.r_[written, nan][at],
+        int8=np.r_[int8, False][at],
+        at_most=np.r_[at_most, np.int8(0)][at],
+        reasons=tuple(reasons),
+    )
+    return work, reads
+
+
+def executed(trace: Trace, selection: Selection) -> Work:
+    """Work of all selected executions of each node.
+
+    A fused operator does the work of the nodes that it covers. What one of them writes and the
+    other reads stays in registers or the nearest cache: it counts neither as written nor as read.
+    """
+    one, reads = per_execution(trace)
+    sums = trace.sums(selection)
+    calls = sums.calls.astype(np.float64)
+    total = {
+        name: np.where(calls > 0, getattr(one, name) * calls, 0.0)
+        for name in ("flops", "weights", "kv", "activations", "written")
+    }
+    works = np.flatnonzero(~trace.nodes["empty"].to_numpy())
+    place = np.searchsorted(works, np.arange(len(calls)))  # of each node among those with work
+    src_node = trace.operands.src_node
+    left = sums.covered.astype(np.float64)
+    back = 0
+    while (left > 0).any():
+        back += 1
+        at = np.flatnonzero((left > 0) & (place >= back))
+        if not len(at):
+            break
+        times = np.minimum(left[at], calls[at])
+        before = works[place[at] - back]
+        for name, values in total.items():
+            values[at] += times * getattr(one, name)[before]
+        total["written"][at] -= times * one.written[before]
+        # The reader of the intermediate is one of the nodes between it and the end of the run.
+        for step in range(back):
+            reader = works[place[at] - step]
+            handed = np.where(src_node[reader] == before[:, None], reads[reader], 0.0).sum(axis=1)
+            total["activations"][at] -= times * handed
+        left[at] -= times
+        left[place < back] = 0
+    return Work(int8=one.int8, at_most=one.at_most, reasons=one.reasons, **total)
