@@ -10,7 +10,18 @@ from typing import Any, Literal
 
 import pandas as pd
 
-Unit = Literal["ns", "bytes", "count", "ratio", "per_s", "text", "id"]
+Unit = Literal[
+    "ns",
+    "bytes",
+    "count",
+    "ratio",
+    "per_s",
+    "bytes_per_s",
+    "flop_per_s",
+    "flop_per_byte",
+    "text",
+    "id",
+]
 Severity = Literal["info", "warning", "error"]
 
 
@@ -22,7 +33,8 @@ class Column:
         name: stable key, in the frame, in JSON and in CSV.
         title: what a person reads above it.
         unit: of the stored value: integer or float nanoseconds, bytes, a count, a ratio where 1.0
-            is the whole, something per second, text, or an id.
+            is the whole, something per second, bytes or operations per second, operations per byte,
+            text, or an id.
         description: one sentence; what exactly is meant.
         detail: for machines and wide terminals only.
         bar: the renderer may draw the ratio as a bar.

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from profinfer.machine.roofs import Machine
 from profinfer.tracefile.metadata import Clock, Host
 
 _CPU = Path("/sys/devices/system/cpu")
@@ -25,6 +26,12 @@ def describe_host() -> Host:
         page_size=os.sysconf("SC_PAGE_SIZE"),
         memory_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
     )
+
+
+def this_machine() -> Machine:
+    """The machine, as calibrations know it."""
+    host = describe_host()
+    return Machine(host.cpu_model, host.cpus_online, host.memory_bytes)
 
 
 def read_clock() -> Clock:

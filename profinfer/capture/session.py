@@ -15,7 +15,7 @@ from typing import Any
 
 from profinfer._version import __version__
 from profinfer.capture.governor import Limits
-from profinfer.capture.host import describe_host, read_clock
+from profinfer.capture.host import describe_host, read_clock, this_machine
 from profinfer.capture.probing import Probing
 from profinfer.capture.recording import Recording, RecordResult
 from profinfer.capture.signals import SignalWatch
@@ -25,6 +25,7 @@ from profinfer.capture.watch import LoadWatch
 from profinfer.elf.loader import loader_hook
 from profinfer.elf.process import ProcessImages
 from profinfer.errors import ProfinferError, TargetError
+from profinfer.machine import store
 from profinfer.probes.plan import ProbePlan
 from profinfer.tracefile.metadata import Engine, Plan, Target, TraceMetadata
 from profinfer.tracefile.writer import TraceWriter
@@ -158,6 +159,7 @@ def _create(
             target=Target(argv=tuple(options.argv), cwd=_cwd(pid), pid=pid, exe=str(options.exe)),
             host=describe_host(),
             clock=read_clock(),
+            calibration=kept.to_json() if (kept := store.load(this_machine())) else {},
             engine=Engine.from_json(plan.engine_json()) if plan else Engine(),
             plan=Plan.from_json(probing.plan_json()) if probing else Plan(level=options.level),
             ring_bytes=options.ring_bytes,

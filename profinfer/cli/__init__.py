@@ -25,6 +25,7 @@ VERBS = {
     "info": "Print where, when and how a trace was recorded.",
     "dump": "Print the raw records of a trace, one a line.",
     "probes": "Show which probes a program would get, and why.",
+    "calibrate": "Measure this machine's memory bandwidth and compute peaks.",
     "doctor": "Check whether this machine can record.",
 }
 

@@ -43,6 +43,7 @@ class ReportOptions:
         top: rows of long views.
         form: table, json or csv.
         warmup: keep warm-up calls.
+        roofline: work and rates instead of computing and waiting.
     """
 
     by: str | None
@@ -53,6 +54,7 @@ class ReportOptions:
     top: int | None
     form: str
     warmup: bool
+    roofline: bool = False
 
     @property
     def narrowed(self) -> bool:
@@ -70,6 +72,9 @@ class ReportOptions:
 @click.option("--top", type=click.IntRange(min=1), metavar="N", help="Rows of a long view.")
 @options.format_option
 @click.option("--warmup", is_flag=True, help="Count warm-up runs, which are left out otherwise.")
+@click.option(
+    "--roofline", is_flag=True, help="GFLOP/s, GB/s, and how far below the machine's roofs."
+)
 def command(
     trace: str,
     by: str | None,
@@ -80,13 +85,15 @@ def command(
     top: int | None,
     form: str,
     warmup: bool,
+    roofline: bool,
 ) -> None:
     """Print what TRACE says: how fast, where the time went, what is missing.
 
     Without options: the run, and for decode and prefill where the time goes, by operator type,
     role and layer, the slowest operators, the threads. Warm-up runs are left out.
     """
-    report(trace, ReportOptions(by, phase, tokens, op and op.upper(), layer, top, form, warmup))
+    op = op and op.upper()
+    report(trace, ReportOptions(by, phase, tokens, op, layer, top, form, warmup, roofline))
 
 
 def report(path: str, asked: ReportOptions) -> None:
@@ -126,6 +133,8 @@ def _check_usage(asked: ReportOptions) -> None:
         raise UsageProblem("--tokens counts decoded tokens", "--phase decode --tokens 0:10")
     if asked.by == "token" and asked.narrowed:
         raise UsageProblem("--by token shows whole calls", "leave out --op and --layer")
+    if asked.roofline and asked.by in ("thread", "token", "generation"):
+        raise UsageProblem(f"--roofline knows no --by {asked.by}", "--roofline --by op")
 
 
 def _check_level(trace: Trace, asked: ReportOptions) -> None:
@@ -140,7 +149,8 @@ def _check_level(trace: Trace, asked: ReportOptions) -> None:
             f"{trace.path} holds no call and no graph: the program ran no inference while recorded",
             f"profinfer info {trace.path}",
         )
-    needs_ops = asked.by not in (None, "token", "generation") or asked.narrowed
+    needs_ops = asked.by not in (None, "token", "generation")
+    needs_ops = needs_ops or asked.narrowed or asked.roofline
     if needs_ops and not len(trace.ops):
         level = trace.meta.plan.level or "graph"
         raise UsageProblem(
@@ -202,6 +212,9 @@ def _views(trace: Trace, asked: ReportOptions, selections: list[Selection]) -> I
         yield generations.generations(trace, asked.top)
         return
     top = asked.top or (TOP_VIEW if human else None)
+    if asked.roofline:
+        yield from _rooflines(trace, asked, selections, top)
+        return
     if asked.by is not None:
         for chosen in selections:
             if asked.by == "node":
@@ -236,6 +249,21 @@ def _views(trace: Trace, asked: ReportOptions, selections: list[Selection]) -> I
         yield operators.by_node(trace, chosen, asked.top or (TOP if human else None))
         yield threads.threads(trace, chosen)
     yield overview.self_check(trace)
+
+
+def _rooflines(
+    trace: Trace, asked: ReportOptions, selections: list[Selection], top: int | None
+) -> Iterator[Result]:
+    """The view that was asked for, or by operator, by role and the slowest nodes."""
+    from profinfer.analysis.roofline import roofline
+    from profinfer.analysis.roofs import of_trace
+
+    found = of_trace(trace)
+    short = asked.top or (top and TOP)
+    for chosen in selections:
+        for by in (asked.by,) if asked.by else ("op", "role", "node"):
+            rows = top if asked.by else short
+            yield roofline(trace, chosen, by, found, rows if by in ("node", "shape") else None)
 
 
 def _by_layer(trace: Trace, selection: Selection) -> Result:
@@ -306,4 +334,5 @@ def _wanted(asked: ReportOptions) -> dict[str, Any]:
         "op": asked.op,
         "layer": asked.layer,
         "warmup": asked.warmup,
+        "roofline": asked.roofline,
     }

@@ -21,6 +21,11 @@ BAR_MAX = 24
 BAR_MIN = 4
 TEXT_MIN = 8
 _EIGHTHS = " ▏▎▍▌▋▊▉"
+_RATES = {
+    "bytes_per_s": ("GB/s", 1e9),
+    "flop_per_s": ("GFLOP/s", 1e9),
+    "flop_per_byte": ("FLOP/B", 1.0),
+}
 _STYLE = {"info": "dim", "warning": "yellow", "error": "bold red"}
 _SIGN = {"info": "", "warning": "Warning: ", "error": "ERROR: "}
 
@@ -164,6 +169,11 @@ def _column(column: Column, result: Result) -> _Cells:
         cells = [_number(v, 0.01, 1) for v in (*values, total)]
         if column.bar:
             ratios = [0.0 if _missing(v) else float(v) for v in values]
+    elif column.unit in _RATES:
+        unit, scale = _RATES[column.unit]
+        known = [abs(v) / scale for v in values if not _missing(v)]
+        digits = 1 if max(known, default=0) >= 10 else 2
+        cells = [_number(v, scale, digits) for v in (*values, total)]
     elif column.unit == "per_s":
         cells = [_number(v, 1, 1) for v in (*values, total)]
     elif column.unit == "count":

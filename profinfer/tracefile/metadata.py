@@ -252,6 +252,7 @@ class TraceMetadata(JsonPart):
     clock: Clock
     engine: Engine = field(default_factory=Engine)
     plan: Plan = field(default_factory=Plan)
+    calibration: dict[str, Any] = field(default_factory=dict)
     ring_bytes: int | None = None
     options: dict[str, Any] = field(default_factory=dict)
 

@@ -19,6 +19,7 @@ LAYERS: dict[str, tuple[int, set[str]]] = {
     "_version": (0, set()),
     "elf": (1, {"elftools", "capstone"}),
     "engine": (1, set()),
+    "machine": (1, {"numpy"}),
     "probes": (2, set()),
     "tracefile": (3, {"numpy"}),
     "capture": (4, {"bcc"}),
@@ -33,8 +34,9 @@ LAYERS: dict[str, tuple[int, set[str]]] = {
 # Parts that may import only these, besides their own.
 ONLY: dict[str, set[str]] = {
     "engine": {"errors", "units", "_version"},
+    "machine": {"errors", "units", "_version"},
     "model": {"errors", "units", "_version", "tracefile", "engine"},
-    "analysis": {"errors", "units", "_version", "model"},
+    "analysis": {"errors", "units", "_version", "machine", "model"},
     "render": {"errors", "units", "_version", "model", "analysis"},
 }
 

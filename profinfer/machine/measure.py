@@ -1,0 +1,141 @@
+"""Layer 1: measures bandwidth and compute peaks with a small C program, else with numpy.
+
+A C program, compiled for this CPU, because numpy's matrix product measures its library as much
+as the machine (which BLAS, how many threads it starts) and numpy has no 8-bit dot product.
+Without a compiler numpy is better than nothing, and the method says so. Both run as children,
+one for each number of threads, and print the same lines. Imports the standard library only.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterable, Sequence
+from datetime import UTC, datetime
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from profinfer.errors import ProfinferError
+from profinfer.machine.roofs import FEW, KINDS, Calibration, Machine, Roof
+
+UNDISTURBED = 0.95  # of the CPU time that the threads could have had; as in kernel.c
+REPEATS = 20
+SECONDS = 20.0  # for all that is measured, setting up left out
+REPEAT_MS = 4.0
+_FLAGS = ("-O3", "-march=native", "-ffp-contract=fast", "-pthread")
+_CACHE = Path("/sys/devices/system/cpu/cpu0/cache")
+
+
+class CalibrationFailed(ProfinferError):
+    """The machine could not be measured."""
+
+
+def thread_counts(cpus: int, cores: int | None = None) -> tuple[int, ...]:
+    """All counts up to 8 CPUs; of more CPUs the powers of two, the cores and all of them."""
+    if cpus <= 8:
+        return tuple(range(1, cpus + 1))
+    powers = {1 << i for i in range(cpus.bit_length()) if 1 << i <= cpus}
+    return tuple(sorted(powers | {cpus} | ({cores} if cores and cores < cpus else set())))
+
+
+def array_megabytes(memory_bytes: int | None) -> int:
+    """MB of all arrays: 12 times the last cache, at least 384, at most an eighth of memory.
+
+    A repeat reads a sixth of it, so that what it reads was last used 10 caches ago.
+    """
+    sizes = [_size(path) for path in _CACHE.glob("index*/size")]
+    wanted = max(384, 12 * max(sizes, default=0) // 10**6)
+    return max(24, min(wanted, (memory_bytes or 8 << 30) // 8 // 10**6))
+
+
+def _size(path: Path) -> int:
+    try:
+        text = path.read_text().strip()
+        return int(text.rstrip("KM")) * {"K": 1 << 10, "M": 1 << 20}.get(text[-1:], 1)
+    except (OSError, ValueError):
+        return 0
+
+
+def measure(
+    machine: Machine,
+    threads: Sequence[int],
+    *,
+    repeats: int = REPEATS,
+    seconds: float = SECONDS,
+    progress: Callable[[int], None] = lambda threads: None,
+) -> Calibration:
+    """Measure every kind at every number of threads.
+
+    Args:
+        machine: this machine.
+        threads: numbers of threads.
+        repeats: undisturbed repeats wanted of each.
+        seconds: that all of it may take on a busy machine; about a tenth on a quiet one.
+        progress: called with the number of threads that comes next.
+
+    Raises:
+        CalibrationFailed: a kernel did not run.
+    """
+    size = array_megabytes(machine.memory_bytes)
+    each = seconds / (len(KINDS) * len(threads))
+    roofs: list[Roof] = []
+    with tempfile.TemporaryDirectory(prefix="profinfer-") as scratch:
+        command, method = _kernel(Path(scratch))
+        for count in threads:
+            progress(count)
+            arguments = [count, repeats, size, REPEAT_MS, each]
+            env = os.environ | {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
+            done = subprocess.run(
+                [*command, *map(str, arguments)],
+                capture_output=True, text=True, env=env, timeout=60 + 4 * seconds, check=False,
+            )  # fmt: skip
+            if done.returncode:
+                said = (done.stderr.strip().splitlines() or ["no message"])[-1]
+                raise CalibrationFailed(
+                    f"the kernel failed with {count} threads ({done.returncode}): {said}",
+                    "profinfer calibrate --threads 1",
+                )
+            roofs += summed(count, map(json.loads, done.stdout.splitlines()))
+    now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    return Calibration(machine, now, method, tuple(roofs))
+
+
+def summed(threads: int, lines: Iterable[dict[str, Any]]) -> list[Roof]:
+    """One Roof a kind, from the lines of a kernel.
+
+    Only undisturbed repeats count, unless there are too few.
+    """
+    found: dict[str, list[tuple[float, float]]] = {}
+    for line in lines:
+        found.setdefault(line["kind"], []).append((line["per_s"], line["cpu"]))
+    out = []
+    for kind, repeats in found.items():
+        clean = [rate for rate, cpu in repeats if cpu >= UNDISTURBED]
+        rates = sorted(clean if len(clean) >= FEW else [rate for rate, _ in repeats])
+        middle = statistics.median(rates)
+        low, high = (rates[round(q * (len(rates) - 1))] for q in (0.1, 0.9))
+        spread = (high - low) / middle
+        out.append(Roof(kind, threads, rates[-1], middle, spread, len(repeats), len(clean)))
+    return out
+
+
+def _kernel(scratch: Path) -> tuple[list[str], str]:
+    """What to run, and what it is."""
+    source = resources.files("profinfer.machine").joinpath("kernel.c").read_text("utf-8")
+    text = scratch / "kernel.c"
+    text.write_text(source)
+    program = scratch / "kernel"
+    names = [os.environ.get("CC", ""), "cc", "gcc", "clang"]
+    for compiler in filter(None, map(shutil.which, filter(None, names))):
+        # Compilers for some CPUs do not know -march=native.
+        for flags in (_FLAGS, (_FLAGS[0], "-mcpu=native", *_FLAGS[2:]), (_FLAGS[0], *_FLAGS[2:])):
+            command = [compiler, *flags, str(text), "-o", str(program)]
+            if subprocess.run(command, capture_output=True, check=False).returncode == 0:
+                return [str(program)], f"C kernel, {Path(compiler).name} {' '.join(flags[:2])}"
+    return [sys.executable, "-m", "profinfer.machine.numpy_kernel"], "numpy, no C compiler found"
