@@ -6,6 +6,7 @@ anything above.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from profinfer.analysis.work import Work, executed
 from profinfer.machine.roofs import Calibration
 from profinfer.model.selection import Selection
 from profinfer.model.trace import Trace
+from profinfer.units import format_byte_rate, format_number
 
 F64 = npt.NDArray[np.float64]
 
@@ -103,12 +105,10 @@ def roofline(
         out = out.iloc[out["layer"].where(out["layer"] >= 0, 1 << 30).argsort(kind="stable")]
         out["layer"] = out["layer"].astype(str).replace("-1", NO_LAYER)
     out = out.head(top) if top else out
-    columns = [_TITLES[key] for key in keys]
-    if by == "node":
-        # The shape gives way: what is read first is the name and the place under the roofs.
-        columns[2] = Column(**{**vars(columns[2]), "detail": True})
-        columns[3] = Column(**{**vars(columns[3]), "detail": True})
-    columns += [*TIME, *RATES]
+    columns = [*(_TITLES[key] for key in keys), *TIME, *RATES]
+    # Where there are several texts something must give way: the place under the roofs may not.
+    hidden = {"node": ("problem", "types", "share"), "shape": ("share",)}.get(by, ())
+    columns = [replace(c, detail=True) if c.name in hidden else c for c in columns]
     columns += [*ROOF, *DETAILS, *EVIDENCE] if found.calibration else [ROOF[1], *DETAILS]
     extra = _notes(frame, work, nodes, found, threads)
     if len(out) < rows:
@@ -237,8 +237,8 @@ def _roof_notes(calibration: Calibration, threads: npt.NDArray[np.int64]) -> lis
     at = calibration.at(most)
     read, fp32, int8 = _peaks(calibration, most)
     s = "" if at == 1 else "s"
-    text = f"roofs of {at} thread{s}: {read / 1e9:.1f} GB/s, {fp32 / 1e9:.0f} GFLOP/s"
-    text += f", {int8 / 1e9:.0f} for quantised products" if int8 > fp32 else ""
+    text = f"roofs of {at} thread{s}: {format_byte_rate(read)}, {_giga(fp32)} GFLOP/s"
+    text += f", {_giga(int8)} for quantised products" if int8 > fp32 else ""
     text += f"; ridge {fp32 / read:.1f} FLOP/B; {calibration.created_utc[:10]}"
     out = [Note("info", text)]
     if len(threads) > 1 or at != most:
@@ -250,6 +250,10 @@ def _roof_notes(calibration: Calibration, threads: npt.NDArray[np.int64]) -> lis
         text = "; ".join(f"{kind} {why}" for kind, why in doubt.items())
         out.append(Note("info", f"roofs {text}; again: profinfer calibrate"))
     return out
+
+
+def _giga(value: float) -> str:
+    return format_number(value / 1e9)
 
 
 def _plain(value: Any) -> Any:

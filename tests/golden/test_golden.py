@@ -38,6 +38,8 @@ REPORTS = {
     "generation.json": ("generation", ["--by", "op", "--phase", "decode", "--format", "json"]),
     "pair.report.txt": ("pair", []),
     "lossy.report.txt": ("lossy", []),
+    "roofs.roofline.txt": ("roofs", ["--roofline"]),
+    "roofs.none.txt": ("pair", ["--roofline", "--by", "op", "--phase", "decode"]),
 }
 
 
@@ -55,6 +57,8 @@ def test_report(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     trace, args = REPORTS[name]
+    monkeypatch.setenv("XDG_STATE_HOME", "/nowhere")  # this machine's roofs are not the trace's
+    monkeypatch.delenv("SUDO_USER", raising=False)
     monkeypatch.chdir(HERE)  # the path is part of the text
     assert run(command, [f"{trace}.pf", *args]) == 0
     said = capsys.readouterr()
