@@ -72,6 +72,18 @@ class OpNames:
         rows = self._order[max(0, place - fused + 1) : place + 1]
         return [int(r) for r in rows if self._definition[r] == self._definition[row]]
 
+    def _work(self, rows: list[int]) -> dict[str, str | int]:
+        """Operations and least bytes, where they are known; what is handed on inside is not moved.
+
+        All threads share them.
+        """
+        columns = [self._columns.get(name) for name in ("flops", "moved", "written")]
+        if any(column is None for column in columns):
+            return {}
+        flops, moved, written = (np.asarray(c, np.float64)[rows] for c in columns)
+        values = {"flops": flops.sum(), "bytes": moved.sum() - 2 * written[:-1].sum()}
+        return {k: int(v) for k, v in values.items() if np.isfinite(v)}
+
     def describe(self, node_id: int, fused: int) -> OpText:
         """Text of the operator whose output is ``node_id``, of ``fused`` nodes run as one."""
         row = self._row.get(node_id)
@@ -102,4 +114,5 @@ class OpNames:
         if weight:
             args["weight"] = weight
         args["node"] = int(self._columns["idx"][row])
+        args |= self._work(rows)
         return OpText(f"{op} {tensor}".rstrip(), role, args)

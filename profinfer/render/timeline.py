@@ -14,6 +14,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from profinfer.analysis import latency
+from profinfer.analysis.work import per_execution
 from profinfer.model.windows import Window
 from profinfer.render.trackevent import Ints
 
@@ -74,13 +75,15 @@ class Timeline:
         Only whole graphs can be drawn: a selection of operators or layers is not looked at.
         """
         recording = _recording(trace, selection)
+        work, _ = per_execution(trace)
+        nodes = trace.nodes.assign(flops=work.flops, moved=work.moved, written=work.written)
         if selection is None:
             return cls(
                 trace.calls,
                 trace.samples,
                 trace.splits,
                 trace.graphs,
-                trace.nodes,
+                nodes,
                 _operators(trace),
                 trace.threads,
                 latency.generations(trace),
@@ -99,7 +102,7 @@ class Timeline:
             trace.samples[_sampled(trace, selection)],
             trace.splits[kept_splits],
             graphs[selection.graphs],
-            trace.nodes,
+            nodes,
             ops[selection.graphs[ints(ops, "graph_id")]],
             trace.threads,
             _begun(trace, selection),

@@ -12,6 +12,7 @@ import pytest
 from builders import TraceBuilder, sample_run
 from perfetto_check import check
 
+from profinfer.analysis.work import executed
 from profinfer.cli import group, run
 from profinfer.model.trace import Trace
 
@@ -83,6 +84,17 @@ def test_a_part_is_exported(trace: Path, tmp_path: Path) -> None:
         assert recording.args["covers"] == selection.description
         sizes.add(len(report.slices))
     assert len(sizes) > 1
+
+
+def test_operators_carry_their_work(tmp_path: Path) -> None:
+    """Of both threads' slices; fused pairs count both, and not what is handed on between them."""
+    trace = sample_run(fuse_norms=True).builder.write(tmp_path / "fused.pf")
+    assert export(trace, "-o", tmp_path / "out", "--phase", "decode") == 0
+    slices = [s for s in check((tmp_path / "out").read_bytes()).slices if "op" in s.args]
+    table = Trace.open(trace)
+    work = executed(table, table.select(phase="decode"))
+    assert sum(int(s.args["flops"]) for s in slices) == 2 * work.flops.sum()
+    assert sum(int(s.args["bytes"]) for s in slices) == 2 * work.moved.sum()
 
 
 def test_losses_are_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
