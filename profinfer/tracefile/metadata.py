@@ -261,6 +261,11 @@ class TraceMetadata(JsonPart):
         """No probe was put in place: the recording ended before an engine was loaded."""
         return not self.plan.probes
 
+    def to_json(self) -> JsonObject:
+        """The JSON object; without the key ``calibration`` where there is none."""
+        out = super().to_json()
+        return {k: v for k, v in out.items() if k != "calibration" or v}
+
 
 @dataclass(frozen=True, kw_only=True)
 class Trailer(JsonPart):
