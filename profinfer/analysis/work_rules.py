@@ -45,8 +45,11 @@ GLU = {
 _EXPERTS = "which experts several tokens used is not recorded"
 _MASKED = "masked cells of the KV cache count"
 _MOVE = Rule(f.nothing)
+_EMPTY = Rule(f.nothing, f.only(), f.nothing)
 
 RULES: dict[str, Rule] = {
+    # They compute nothing; engines of 2025 and before pass a barrier for them all the same.
+    **dict.fromkeys(("NONE", "RESHAPE", "VIEW", "PERMUTE", "TRANSPOSE"), _EMPTY),
     "MUL_MAT": Rule(f.matmul),
     "MUL_MAT_ID": Rule(f.matmul, f.experts_used, at_most=_EXPERTS),
     "OUT_PROD": Rule(f.out_prod),

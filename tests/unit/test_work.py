@@ -164,6 +164,12 @@ def test_an_operator_without_a_rule_has_no_number(tmp_path: Path) -> None:
     assert np.isnan(work.flops[0]) and work.moved[0] == 256 + 128
 
 
+def test_a_view_that_passed_a_barrier_did_nothing(tmp_path: Path) -> None:
+    x = leaf("x", "f32", 64)
+    work = work_of(tmp_path, Node("x (view)", "VIEW", "f32", (32,), (x,), view_src=x))
+    assert numbers(work) == (0, 0, 0, 0, 0)
+
+
 def test_a_source_that_was_not_read_leaves_no_number(tmp_path: Path) -> None:
     ghost = leaf("ghost.weight", "f32", 64, 64)
     x = leaf("x", "f32", 64)
