@@ -13,16 +13,15 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from profinfer.analysis import notes, shapes
+from profinfer.analysis import notes, rooflinenotes, shapes
 from profinfer.analysis.operators import NO_LAYER
 from profinfer.analysis.result import Column, Note, Result
 from profinfer.analysis.roofs import Found
-from profinfer.analysis.verdict import Facts, verdict
+from profinfer.analysis.verdict import ROOF_VERDICTS, Facts, verdict
 from profinfer.analysis.work import Work, executed
 from profinfer.machine.roofs import Calibration
 from profinfer.model.selection import Selection
 from profinfer.model.trace import Trace
-from profinfer.units import format_byte_rate, format_number
 
 F64 = npt.NDArray[np.float64]
 
@@ -53,7 +52,7 @@ RATES = (
 ROOF = (
     Column("roof", "roof", "ratio", "Least time that the roofs allow / time."),
     Column("wait_share", "wait", "ratio", "Waiting as a part of computing and waiting."),
-    Column("bound", "bound by", "text", "memory, compute, cache, sync, latency or neither."),
+    Column("bound", "bound by", "text", "What bounds it; '?': most of its work is an upper bound."),
 )
 DETAILS = (
     Column("calls", "calls", "count", "How often it ran.", detail=True),
@@ -72,7 +71,7 @@ EVIDENCE = (
 _SUMS = (
     "wall_ns", "calls", "compute_ns", "wait_ns", "known_ns", "known_calls", "moved_ns", "flops",
     "moved", "weight_bytes", "kv_bytes", "activation_bytes", "written_bytes", "t_memory",
-    "t_compute", "t_roof", "t_by_memory", "unknown_ns",
+    "t_compute", "t_roof", "t_by_memory", "t_at_most", "unknown_ns",
 )  # fmt: skip
 
 
@@ -110,7 +109,11 @@ def roofline(
     hidden = {"node": ("problem", "types", "share"), "shape": ("share",)}.get(by, ())
     columns = [replace(c, detail=True) if c.name in hidden else c for c in columns]
     columns += [*ROOF, *DETAILS, *EVIDENCE] if found.calibration else [ROOF[1], *DETAILS]
-    extra = _notes(frame, work, nodes, found, threads)
+    extra = rooflinenotes.about(frame, work, nodes, found, threads)
+    if selection.n_tokens and not selection.narrowed:
+        extra.insert(
+            0, rooflinenotes.per_token(whole.iloc[0], selection.n_tokens, found.calibration)
+        )
     if len(out) < rows:
         extra.append(Note("info", f"the {len(out)} slowest of {rows:,}; more: --top N"))
     total = {str(k): _plain(v) for k, v in whole.iloc[0].items() if k not in ("bound", "evidence")}
@@ -156,7 +159,7 @@ def _per_node(
     t_memory, t_compute = nothing, nothing
     if calibration is not None and len(threads):
         # Of a selection with several numbers of threads the roof of the most: never too low.
-        read, fp32, int8 = _peaks(calibration, int(threads.max()))
+        read, fp32, int8 = calibration.peaks(int(threads.max()))
         t_memory = np.where(known, moved, 0.0) * 1e9 / read
         t_compute = np.where(known, work.flops, 0.0) * 1e9 / np.where(work.int8, int8, fp32)
     roof = np.maximum(t_memory, t_compute)
@@ -165,17 +168,9 @@ def _per_node(
         "t_compute": t_compute,
         "t_roof": roof,
         "t_by_memory": np.where(t_memory >= t_compute, roof, 0.0),
+        "t_at_most": np.where(work.at_most > 0, roof, 0.0),
     }
     return pd.DataFrame(table), threads
-
-
-def _peaks(calibration: Calibration, threads: int) -> tuple[float, float, float]:
-    """Bytes a second, 32-bit and 8-bit operations a second at so many threads."""
-    at = calibration.at(threads)
-    read, fp32 = calibration.roof("read", at), calibration.roof("fp32", at)
-    int8 = calibration.roof("int8", at)
-    assert read and fp32  # a Calibration has both, or is none
-    return read.best, fp32.best, max(int8.best if int8 else 0.0, fp32.best)
 
 
 def _rated(out: pd.DataFrame, calibration: Calibration | None) -> pd.DataFrame:
@@ -202,58 +197,14 @@ def _rated(out: pd.DataFrame, calibration: Calibration | None) -> pd.DataFrame:
             strict=True,
         )
     ]
-    out["bound"] = [bound or None for bound, _ in told]
+    # The roof may look near because the work is a bound, not what was done.
+    doubtful = (out["t_at_most"] > 0.5 * out["t_roof"]).tolist()
+    out["bound"] = [
+        f"{bound}?" if doubt and bound in ROOF_VERDICTS else bound or None
+        for (bound, _), doubt in zip(told, doubtful, strict=True)
+    ]
     out["evidence"] = [evidence or None for _, evidence in told]
     return out
-
-
-def _notes(
-    frame: pd.DataFrame,
-    work: Work,
-    nodes: pd.DataFrame,
-    found: Found,
-    threads: npt.NDArray[np.int64],
-) -> list[Note]:
-    out = []
-    if found.calibration is None:
-        out.append(Note("info", found.source))
-    elif len(threads):
-        out += _roof_notes(found.calibration, threads)
-    ops = nodes["op"].astype(str)
-    unknown = frame[frame["unknown_ns"] > 0]
-    if len(unknown):
-        names = ", ".join(sorted(set(ops[unknown.index])))
-        part = 100 * unknown["wall_ns"].sum() / frame["wall_ns"].sum()
-        out.append(Note("info", f"work not known: {names}, {part:.1f} % of the time"))
-    bounded = work.at_most[frame.index]
-    for number in np.unique(bounded[bounded > 0]).tolist():
-        names = ", ".join(sorted(set(ops[frame.index[bounded == number]])))
-        out.append(Note("info", f"{names}: at most, {work.reasons[number]}"))
-    return out
-
-
-def _roof_notes(calibration: Calibration, threads: npt.NDArray[np.int64]) -> list[Note]:
-    most = int(threads.max())
-    at = calibration.at(most)
-    read, fp32, int8 = _peaks(calibration, most)
-    s = "" if at == 1 else "s"
-    text = f"roofs of {at} thread{s}: {format_byte_rate(read)}, {_giga(fp32)} GFLOP/s"
-    text += f", {_giga(int8)} for quantised products" if int8 > fp32 else ""
-    text += f"; ridge {fp32 / read:.1f} FLOP/B; {calibration.created_utc[:10]}"
-    out = [Note("info", text)]
-    if len(threads) > 1 or at != most:
-        ran = ", ".join(map(str, threads.tolist()))
-        out.append(Note("info", f"{ran} threads ran, the roofs are those of {at}"))
-    doubt = {r.kind: r.doubt for r in calibration.roofs if r.threads == at and r.doubt}
-    doubt = {k: v for k, v in doubt.items() if k != "triad"}
-    if doubt:
-        text = "; ".join(f"{kind} {why}" for kind, why in doubt.items())
-        out.append(Note("info", f"roofs {text}; again: profinfer calibrate"))
-    return out
-
-
-def _giga(value: float) -> str:
-    return format_number(value / 1e9)
 
 
 def _plain(value: Any) -> Any:

@@ -12,6 +12,7 @@ from profinfer.units import format_ns
 NEAR = 0.50  # of a roof: from here on, the roof is what bounds
 ABOVE = 1.10  # of the memory roof: from here on, the data did not come from memory
 WAITING = 0.30  # of computing and waiting: from here on, the other threads are what bounds
+ROOF_VERDICTS = ("memory", "compute", "cache")  # those that rest on the work done
 SHORT_NS = 10_000  # mean time below which the fixed cost of an operator weighs
 
 

@@ -104,6 +104,17 @@ class Calibration:
         """The measurement of a kind at exactly so many threads."""
         return next((r for r in self.roofs if r.kind == kind and r.threads == threads), None)
 
+    def peaks(self, threads: int) -> tuple[float, float, float]:
+        """Roofs that hold at so many threads.
+
+        Returns:
+            Bytes a second from memory, 32-bit operations a second, and those of products of
+            quantised numbers: 8-bit ones, or the 32-bit ones where there are no faster.
+        """
+        at = self.at(threads)
+        best = {r.kind: r.best for r in self.roofs if r.threads == at}
+        return best["read"], best["fp32"], max(best.get("int8", 0.0), best["fp32"])
+
     def to_json(self) -> dict[str, Any]:
         """The JSON object."""
         return {"schema": SCHEMA, **asdict(self), "roofs": [asdict(r) for r in self.roofs]}

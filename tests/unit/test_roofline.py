@@ -115,6 +115,29 @@ def test_what_is_not_known_is_said_and_not_counted(tmp_path: Path) -> None:
     assert any(n.text == "work not known: CUSTOM, 100.0 % of the time" for n in result.notes)
 
 
+def test_a_verdict_that_rests_on_a_bound_has_a_question_mark(tmp_path: Path) -> None:
+    """Attention over 4096 cells, of which the engine may pass over most."""
+    q = Node("q", "NONE", "f32", (64, 1, 8), flags=0)
+    k, v = (Node(f"cache_{n}_l0", "NONE", "f16", (64, 4096, 8), flags=0) for n in "kv")
+    node = Node("fa-0", "FLASH_ATTN_EXT", "f32", (64, 8), (q, k, v))
+    builder = TraceBuilder()
+    builder.call_begin(77, 1_000_000, n_tokens=1, pos_first=3, pos_last=3)
+    truth = builder.run_graph(Graph([node], [q, k, v]), begin=1_000_500, compute=1_000_000)
+    builder.call_end(77, truth.end_ns + 10)
+    trace = Trace.open(builder.write(tmp_path / "fa.pf"))
+    result = roofline(trace, trace.select(), "op", Found(made(), "trace"))
+    assert result.frame["kv_bytes"].tolist() == [2 * 64 * 4096 * 8 * 2]
+    assert result.frame["bound"].tolist() == ["memory?"]  # 8.4 MB at 10 GB/s in 1 ms: 84 %
+    assert any(n.text.startswith("FLASH_ATTN_EXT: at most") for n in result.notes)
+
+
+def test_a_token_s_needs_are_said(tmp_path: Path) -> None:
+    trace = Trace.open(sample_trace().write(tmp_path / "s.pf"))
+    result = roofline(trace, trace.select(phase="decode"), "op", Found(made(), "trace"))
+    assert result.notes[0].text.startswith("a token: 47.8 KiB of weights, 8.")
+    assert "the roofs allow" in result.notes[0].text
+
+
 @pytest.mark.parametrize("by", KEYS)
 def test_groups_add_up(tmp_path: Path, by: str) -> None:
     trace = Trace.open(sample_trace().write(tmp_path / "s.pf"))
