@@ -29,7 +29,7 @@ REPEATS = 20
 SECONDS = 20.0  # for all that is measured, setting up left out
 REPEAT_MS = 4.0
 _FLAGS = ("-O3", "-march=native", "-ffp-contract=fast", "-pthread")
-_CACHE = Path("/sys/devices/system/cpu/cpu0/cache")
+_CPUS = Path("/sys/devices/system/cpu")
 
 
 class CalibrationFailed(ProfinferError):
@@ -45,21 +45,30 @@ def thread_counts(cpus: int, cores: int | None = None) -> tuple[int, ...]:
 
 
 def array_megabytes(memory_bytes: int | None) -> int:
-    """MB of all arrays: 12 times the last cache, at least 384, at most an eighth of memory.
+    """MB of all arrays: 4 times all last caches, at least 384, at most an eighth of memory.
 
-    A repeat reads a sixth of it, so that what it reads was last used 10 caches ago.
+    STREAM's rule. A repeat reads a sixth of it, and the next one another sixth.
     """
-    sizes = [_size(path) for path in _CACHE.glob("index*/size")]
-    wanted = max(384, 12 * max(sizes, default=0) // 10**6)
+    wanted = max(384, 4 * last_caches_bytes() // 10**6)
     return max(24, min(wanted, (memory_bytes or 8 << 30) // 8 // 10**6))
 
 
-def _size(path: Path) -> int:
-    try:
-        text = path.read_text().strip()
-        return int(text.rstrip("KM")) * {"K": 1 << 10, "M": 1 << 20}.get(text[-1:], 1)
-    except (OSError, ValueError):
-        return 0
+def last_caches_bytes(cpus: Path = _CPUS) -> int:
+    """Bytes of all caches of the highest level, 0 where the kernel does not tell."""
+    caches: dict[tuple[int, str], int] = {}
+    for folder in cpus.glob("cpu[0-9]*/cache/index*"):
+        try:
+            level = int((folder / "level").read_text())
+            size = (folder / "size").read_text().strip()
+            sharing = (folder / "shared_cpu_list").read_text().strip()
+            number = int(size.rstrip("KMG"))
+        except (OSError, ValueError):
+            continue
+        caches[level, sharing] = number * {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}.get(
+            size[-1], 1
+        )
+    highest = max((level for level, _ in caches), default=0)
+    return sum(size for (level, _), size in caches.items() if level == highest)
 
 
 def measure(

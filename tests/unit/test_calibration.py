@@ -61,6 +61,22 @@ def test_numbers_of_threads() -> None:
     assert measure.thread_counts(24, 12) == (1, 2, 4, 8, 12, 16, 24)
 
 
+def test_arrays_are_larger_than_all_last_caches(tmp_path: Path) -> None:
+    """Two packages of two CPUs with 64 MiB each; an own second cache a CPU."""
+    for cpu in range(4):
+        for level, size, sharing in (
+            (2, "1024K", f"{cpu}"),
+            (3, "64M", f"{cpu // 2 * 2}-{cpu | 1}"),
+        ):
+            folder = tmp_path / f"cpu{cpu}" / "cache" / f"index{level}"
+            folder.mkdir(parents=True)
+            for name, text in (("level", level), ("size", size), ("shared_cpu_list", sharing)):
+                (folder / name).write_text(f"{text}\n")
+    assert measure.last_caches_bytes(tmp_path) == 128 << 20
+    assert measure.last_caches_bytes(tmp_path / "nothing") == 0
+    assert measure.array_megabytes(1 << 30) == 134  # an eighth of a small machine's memory
+
+
 def test_a_roof_for_other_numbers_of_threads() -> None:
     made = calibration(threads=(1, 2, 4))
     assert [made.at(n) for n in (1, 2, 3, 4, 8)] == [1, 2, 2, 4, 4]
