@@ -172,6 +172,10 @@ def _target(reader: TraceReader) -> list[tuple[str, str]]:
     return rows
 
 
+def _calibrated(meta: TraceMetadata) -> str:
+    return str(meta.calibration.get("created_utc", ""))
+
+
 def _host(meta: TraceMetadata) -> list[tuple[str, str]]:
     host = meta.host
     return [
@@ -179,6 +183,7 @@ def _host(meta: TraceMetadata) -> list[tuple[str, str]]:
         ("CPU", f"{host.cpu_model or MISSING}, {host.cpus_online or '?'} online"),
         ("memory", f"{format_bytes(host.memory_bytes)}, pages of {format_bytes(host.page_size)}"),
         *([("name", host.hostname)] if host.hostname else []),
+        *([("roofs", f"measured {made[:10]}")] if (made := _calibrated(meta)) else []),
     ]
 
 
