@@ -37,6 +37,7 @@ enum pf_kind {
     PF_THREAD = 13,      /* pf_thread: first event of a thread                           */
     PF_WARMUP = 14,      /* pf_mark: where warm-up begins or ends                        */
     PF_SEQS = 15,        /* pf_seqs: which sequences the tokens of a batch belong to      */
+    PF_SCHED = 16,       /* pf_sched: a thread of the target left or got a CPU, or woke  */
     PF_KIND_COUNT = 32,
 };
 
@@ -179,6 +180,23 @@ struct pf_buffer {
 struct pf_thread {
     struct pf_hdr h;
     char comm[PF_COMM_LEN];
+};
+
+#define PF_SCHED_OUT 1           /* flags: the thread left its CPU                        */
+#define PF_SCHED_IN 2            /* flags: the thread got a CPU                           */
+#define PF_SCHED_WAKE 4          /* flags: the thread may run again, and waits for a CPU  */
+#define PF_SCHED_NEW 8           /* flags: with WAKE, the thread was just made            */
+#define PF_SCHED_PREEMPT 16      /* flags: with OUT, inside the kernel and against its will */
+
+struct pf_sched {
+    struct pf_hdr h;             /* tid: the thread of the target */
+    unsigned int cpu;            /* where the event happened; of WAKE the waker's */
+    unsigned int state;          /* OUT: the kernel's raw task state, 0 is runnable */
+    unsigned int other;          /* OUT: tid of who came next, 0 idle; WAKE: who woke it; IN: itself */
+    unsigned int other_tgid;     /* process of other */
+    int prio;                    /* kernel priority of other: 100 + nice + 20, below 100 real time */
+    unsigned int pad;
+    char comm[PF_COMM_LEN];      /* name of other */
 };
 
 /* Slots of the per-CPU counter array: PF_CNT_SENT + kind, PF_CNT_LOST + kind. */

@@ -66,6 +66,10 @@ static __always_inline void pf_header(struct pf_hdr *h, u16 kind, u16 flags, u64
     h->ts = ts;
 }
 
+#ifdef PF_TASK_TGID /* the scheduler's events are recorded: of this process */
+BPF_ARRAY(sched_target, u64, 1);
+#endif
+
 /* The slot at the n-th place of a thread, whoever has it. */
 static __always_inline struct pf_slot *pf_slot_at(u32 tid, u32 n)
 {
@@ -89,6 +93,12 @@ static __always_inline struct pf_slot *pf_slot_new(u32 tid)
     if (!s)
         return 0;
     s->head.h.tid = tid; /* from now on it is found */
+#ifdef PF_TASK_TGID
+    u32 zero = 0;
+    u64 *target = sched_target.lookup(&zero);
+    if (target && !*target) /* user space counts pids in a namespace of its own */
+        *target = bpf_get_current_pid_tgid() >> 32;
+#endif
     struct pf_thread t = {};
     pf_header(&t.h, PF_THREAD, 0, bpf_ktime_get_ns());
     bpf_get_current_comm(t.comm, sizeof(t.comm));

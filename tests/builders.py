@@ -182,6 +182,14 @@ METADATA: dict[str, Any] = {
             {"function": "llama_process", "role": "call", "reason": "no such symbol in libllama.so"}
         ],
     },
+    "sched": {
+        "recorded": True,
+        "why": None,
+        "evidence": "BTF of the running kernel",
+        "state_from": "argument 3 of sched_switch",
+        "states": [[0x402, "I"], [0x80, "X"], [2, "D"], [1, "S"]],
+    },
+    "limits": {"cpus": [0, 1]},
     "ring_bytes": 16 << 20,
     "options": {},
 }
@@ -339,6 +347,23 @@ class TraceBuilder:
     def thread(self, tid: int, ts: int, comm: str) -> None:
         self.threads[str(tid)] = comm
         self.record(Kind.THREAD, tid, ts, comm.encode()[:15].ljust(16, b"\0"))
+
+    def sched(
+        self,
+        tid: int,
+        ts: int,
+        what: str,
+        *,
+        cpu: int = 0,
+        state: int = 0,
+        other: tuple[int, int, str] = (0, 0, "swapper/0"),
+        prio: int = 120,
+    ) -> None:
+        """``what``: out, preempt, in, wake or new. ``other``: tid, process, name."""
+        flags = {"out": 1, "preempt": 17, "in": 2, "wake": 4, "new": 12}[what]
+        name = other[2].encode().ljust(16, b"\0")
+        body = struct.pack("<IIIIiI16s", cpu, state, other[0], other[1], prio, 0, name)
+        self.record(Kind.SCHED, tid, ts, body, flags)
 
     def warmup(self, tid: int, ts: int, value: int, *, ctx: int = 0xC0, probe: int = 7) -> None:
         """``value``: schema.WARMUP_OFF, WARMUP_ON or WARMUP_RESET."""

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from profinfer.analysis import notes
+from profinfer.analysis import notes, scheduling
 from profinfer.analysis.result import Column, Note, Result
 from profinfer.model.selection import Selection
 from profinfer.model.trace import Trace
@@ -31,8 +31,14 @@ COLUMNS = (
 EMPTY = Column("empty_ns", "empty nodes", "ns", "At nodes without work, their barriers included.")
 
 
-def threads(trace: Trace, selection: Selection) -> Result:
-    """One row per thread that computed in the selection."""
+def threads(trace: Trace, selection: Selection, *, states: bool = True) -> Result:
+    """One row per thread that computed in the selection.
+
+    Args:
+        trace: the trace.
+        selection: which operators.
+        states: with the columns of the thread states, where they were recorded.
+    """
     ops = trace.ops
     chosen = selection.graphs[ops["graph_id"].to_numpy()]
     if selection.narrowed:
@@ -84,6 +90,11 @@ def threads(trace: Trace, selection: Selection) -> Result:
         lost = 100 * (sums.compute_max - int(sums.compute.sum())) / sums.whole_wall
         text = f"imbalance: the slowest thread of each operator costs {lost:.1f} % of its time"
         extra.append(Note("info", text))
+    if states and trace.has_sched:
+        columns += scheduling.STATE_COLUMNS
+        told = scheduling.shares(scheduling.per_thread(trace, selection)).reindex(ids)
+        for column in scheduling.STATE_COLUMNS:
+            frame[column.name] = told[column.name].to_numpy()
     total = {
         "ops": int(counts.sum()),
         "compute_ns": busy,

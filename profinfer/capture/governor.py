@@ -21,7 +21,7 @@ _MARGIN = 1.03  # speed must be this much above the limit before probes come bac
 
 
 @dataclass(frozen=True)
-class Limits:
+class QosLimits:
     """What the user asked for.
 
     Attributes:
@@ -128,7 +128,7 @@ class Governor:
         hit_ns: what one hit costs on this machine, times the hits an operator takes.
     """
 
-    def __init__(self, limits: Limits, hit_ns: float) -> None:
+    def __init__(self, limits: QosLimits, hit_ns: float) -> None:
         self._hit_ns = hit_ns
         self._budget = None if limits.max_overhead is None else _Budget(limits.max_overhead)
         self._guard = None if limits.min_tps is None else _SpeedGuard(limits.min_tps)

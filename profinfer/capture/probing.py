@@ -9,6 +9,7 @@ from profinfer.capture.calibrate import measure_hit
 from profinfer.capture.drain import RingReader, Sink
 from profinfer.capture.leftover import open_batches
 from profinfer.capture.program import Program
+from profinfer.capture.sched import Scheduler
 from profinfer.capture.source import Source, build_source, headers_folder
 from profinfer.capture.uprobes import AttachError, Method, close_together
 from profinfer.probes.plan import ProbePlan
@@ -45,11 +46,21 @@ class Probing:
         pid: the process; it may be held, stopped or running.
         ring_bytes: size of the ring buffer.
         paused: record nothing until ``resume``; for a process that runs while probes are attached.
+        sched: record what the scheduler does with the process's threads, where the kernel lets us.
     """
 
-    def __init__(self, plan: ProbePlan, pid: int, ring_bytes: int, *, paused: bool = False) -> None:
+    def __init__(
+        self,
+        plan: ProbePlan,
+        pid: int,
+        ring_bytes: int,
+        *,
+        paused: bool = False,
+        sched: bool = True,
+    ) -> None:
         self.plan = plan
-        source = build_source(plan, ring_bytes=ring_bytes)
+        self.sched = Scheduler.wanted(sched)
+        source = build_source(plan, ring_bytes=ring_bytes, sched=self.sched.definitions)
         try:
             self._set_up(source, pid, paused, None)
         except AttachError:
@@ -58,6 +69,7 @@ class Probing:
             # Links were said to work here, and one was refused: then the older way.
             self._program.release()
             self._set_up(source, pid, paused, Method.PERF)
+        self.sched.attach(self._program, pid)
         self.ring = RingReader(self._program.ring_fd("ring"), ring_bytes)
         self._left = (0, 0)
 
@@ -95,6 +107,11 @@ class Probing:
         Takes about 0.1 s together; where the kernel has no uprobe-multi links, 0.1 s a probe.
         """
         close_together([fd for level in levels or LEVELS for fd in self._groups[level].take()])
+
+    def detach_all(self) -> None:
+        """Remove every probe, and stop listening to the scheduler."""
+        self.sched.detach()
+        self.detach()
 
     @property
     def attached(self) -> tuple[str, ...]:
@@ -152,6 +169,7 @@ class Probing:
 
     def close(self) -> None:
         """Unmap the ring and remove what is still attached, in the background."""
+        self.sched.detach()
         self.ring.close()
         self._program.release()
 

@@ -11,6 +11,7 @@ import os
 import struct
 from collections.abc import Iterable
 from pathlib import Path
+from typing import NamedTuple
 
 from profinfer.capture.compiler import compile_text
 from profinfer.capture.kernelcall import bpf
@@ -29,7 +30,8 @@ from profinfer.capture.uprobes import (
 from profinfer.errors import EnvironmentProblem
 
 _PROG_LOAD = 5
-_KPROBE = 2  # enum bpf_prog_type
+_KPROBE, _RAW_TRACEPOINT = 2, 17  # enum bpf_prog_type
+_RAW_TRACEPOINT_OPEN = 17
 _LOG_BYTES = 4 << 20
 _NAME_LEN = 15
 # r0 = 0; exit
@@ -51,6 +53,17 @@ class _Load(ctypes.Structure):
         ("prog_ifindex", ctypes.c_uint32),
         ("expected_attach_type", ctypes.c_uint32),
     ]
+
+
+class _RawTracepoint(ctypes.Structure):
+    _fields_ = [("name", ctypes.c_uint64), ("prog_fd", ctypes.c_uint32), ("pad", ctypes.c_uint32)]
+
+
+class _Kind(NamedTuple):
+    """What a function is loaded for: ``enum bpf_prog_type`` and ``enum bpf_attach_type``."""
+
+    program: int
+    attach: int
 
 
 class Program:
@@ -99,18 +112,34 @@ class Program:
         self.method = method or _best_method()
 
     def load(self, function: str) -> int:
-        """Verify and load one function, once; returns its descriptor.
+        """Verify and load one function of a uprobe, once; returns its descriptor.
 
         Raises:
             EnvironmentProblem: the kernel's verifier refused it.
         """
+        return self._loaded(function, _Kind(_KPROBE, _attach_type(self.method)))
+
+    def open_raw_tracepoint(self, name: str, function: str) -> int:
+        """Run a function at a raw tracepoint for as long as the descriptor returned is open.
+
+        Raises:
+            EnvironmentProblem: the kernel's verifier refused it.
+            OSError: there is no such tracepoint, or the kernel refuses to attach.
+        """
+        text = ctypes.create_string_buffer(name.encode())
+        attr = _RawTracepoint(
+            ctypes.addressof(text), self._loaded(function, _Kind(_RAW_TRACEPOINT, 0))
+        )
+        return bpf(_RAW_TRACEPOINT_OPEN, attr)
+
+    def _loaded(self, function: str, kind: _Kind) -> int:
         if function not in self._functions:
             code = self._code.linked(function, [held.fd for held in self._maps.values()])
             try:
-                self._functions[function] = _load(code, function, self.method)
+                self._functions[function] = _load(code, function, kind)
             except OSError as error:
                 self._cache.drop(self._key)
-                said = _verdict(code, function, self.method) or error.strerror
+                said = _verdict(code, function, kind) or error.strerror
                 raise EnvironmentProblem(
                     f"the kernel refused the BPF program {function}: {said}",
                     hint="profinfer doctor",
@@ -172,12 +201,12 @@ class Program:
 
 
 def _load(
-    code: bytes, name: str, method: Method, log: ctypes.Array[ctypes.c_char] | None = None
+    code: bytes, name: str, kind: _Kind, log: ctypes.Array[ctypes.c_char] | None = None
 ) -> int:
     insns = ctypes.create_string_buffer(code, len(code))
     terms = ctypes.create_string_buffer(b"GPL")
     attr = _Load(
-        prog_type=_KPROBE,
+        prog_type=kind.program,
         insn_cnt=len(code) // 8,
         insns=ctypes.addressof(insns),
         license=ctypes.addressof(terms),
@@ -185,25 +214,29 @@ def _load(
         log_size=len(log) if log else 0,
         log_buf=ctypes.addressof(log) if log else 0,
         prog_name=name.encode()[:_NAME_LEN],
-        expected_attach_type=UPROBE_MULTI if method is Method.MULTI else 0,
+        expected_attach_type=kind.attach,
     )
     return bpf(_PROG_LOAD, attr)
 
 
-def _verdict(code: bytes, name: str, method: Method) -> str | None:
+def _verdict(code: bytes, name: str, kind: _Kind) -> str | None:
     """What the verifier says last of a function that it refuses."""
     log = ctypes.create_string_buffer(_LOG_BYTES)
     try:
-        os.close(_load(code, name, method, log))
+        os.close(_load(code, name, kind, log))
     except OSError:
         lines = log.value.decode(errors="replace").splitlines()
         return next((ln for ln in reversed(lines) if ln and "processed" not in ln), None)
     return None
 
 
+def _attach_type(method: Method) -> int:
+    return UPROBE_MULTI if method is Method.MULTI else 0
+
+
 def _best_method() -> Method:
     try:
-        program = _load(_NOTHING, "pf_nothing", Method.MULTI)
+        program = _load(_NOTHING, "pf_nothing", _Kind(_KPROBE, UPROBE_MULTI))
     except OSError:
         return Method.PERF
     try:

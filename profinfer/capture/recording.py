@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from profinfer.capture.governor import Governor, Limits
+from profinfer.capture.governor import Governor, QosLimits
+from profinfer.capture.limits import Limits
 from profinfer.capture.plausible import Verdict, check_tensors
 from profinfer.capture.probing import Probing, lost_events
 from profinfer.capture.progress import ProgressLine
@@ -51,6 +52,7 @@ class RecordResult:
         switches: times that operators' probes were taken away or put back.
         forecast: what the probes cost, None if it is not known.
         implausible: what was read as tensors makes no sense; the probes were removed.
+        no_sched: why there are no thread states, None if there are.
         write_error: the recording was cut short because the file could not be written.
     """
 
@@ -67,6 +69,7 @@ class RecordResult:
     switches: int
     forecast: Forecast | None
     implausible: Verdict | None
+    no_sched: str | None
     write_error: TraceError | None
 
 
@@ -81,7 +84,8 @@ class Recording:
         watch: waits for the engine to be loaded.
         level: level of a plan made later.
         ring_bytes: ring size of a plan made later.
-        limits: what the operators' probes may cost.
+        qos: what the operators' probes may cost.
+        sched: whether a plan made later comes with the scheduler's events.
         duration_s: end of the recording after this time, None for the target's end.
         progress: show the progress line.
     """
@@ -96,7 +100,8 @@ class Recording:
         watch: LoadWatch | None,
         level: str,
         ring_bytes: int,
-        limits: Limits,
+        qos: QosLimits,
+        sched: bool,
         duration_s: float | None,
         progress: bool,
     ) -> None:
@@ -106,9 +111,10 @@ class Recording:
         self._watch = watch
         self._level = level
         self._ring_bytes = ring_bytes
-        self._limits = limits
+        self._qos = qos
         self._governor: Governor | None = None
         self._switches = 0
+        self._sched = sched
         self._until = None if duration_s is None else time.monotonic() + duration_s
         self._progress = ProgressLine(wanted=progress)
         self._probing: Probing | None = None
@@ -119,6 +125,7 @@ class Recording:
         self._failure: ProfinferError | None = None
         self._interrupts = 0
         self._mapped = False
+        self._limits = Limits(target.pid)
         self._loss_at = time.monotonic() + _LOSS_PERIOD_S
         if probing is not None:
             self._use(probing)
@@ -129,8 +136,8 @@ class Recording:
         self._probing = probing
         if probing.plan.layout is not None:
             self._sink = self._write_checked
-        if self._limits and probing.hit_ns is not None:
-            self._governor = Governor(self._limits, probing.hit_ns)
+        if self._qos and probing.hit_ns is not None:
+            self._governor = Governor(self._qos, probing.hit_ns)
 
     def _begin_now(self) -> None:
         """All probes are in place: the recording of a running process begins."""
@@ -167,9 +174,10 @@ class Recording:
                 self._note_maps()
             self._show()
         self._progress.clear()
-        if status is None and self._probing is not None:
-            # The target runs on. What it does from here is not part of the recording; a handler
-            # that is under way needs a moment to finish.
+        if self._probing is not None:
+            # What a target that runs on does from here is not part of the recording; one that has
+            # ended still leaves its CPU for the last time. A handler that is under way needs a
+            # moment to finish.
             self._probing.pause()
             time.sleep(_SETTLE_S)
         while self._drain():
@@ -215,9 +223,10 @@ class Recording:
         watch.close()
         self._watch = None
         plan = make_plan(program, level=self._level)
-        probing = Probing(plan, self._target.pid, self._ring_bytes)
+        probing = Probing(plan, self._target.pid, self._ring_bytes, sched=self._sched)
         self._use(probing)
-        self._json(ChunkKind.UPDATE, {"engine": plan.engine_json(), "plan": probing.plan_json()})
+        told = {"engine": plan.engine_json(), "plan": probing.plan_json()}
+        self._json(ChunkKind.UPDATE, {**told, "sched": probing.sched.to_json()})
         if self._other_engines:
             self._note("other engines", paths=list(self._other_engines))
 
@@ -230,7 +239,7 @@ class Recording:
             # The target goes on undisturbed; the probes go, since nothing can be kept any more.
             self._write_error = error
             self._sink = lambda data: None
-            self._probing.detach()
+            self._probing.detach_all()
             return self._probing.drain(self._sink)
 
     def _write_checked(self, block: memoryview) -> None:
@@ -245,7 +254,7 @@ class Recording:
         self._sink = self._writer.write_ring
         if not verdict.acceptable:
             self._implausible = verdict
-            self._probing.detach()
+            self._probing.detach_all()
             self._note("implausible", seen=verdict.seen, bad=verdict.bad, example=verdict.example)
 
     def _govern(self) -> None:
@@ -290,7 +299,7 @@ class Recording:
                 if len(parts) == 6 and "x" in parts[1] and parts[5].startswith("/"):
                     start, end = (int(x, 16) for x in parts[0].split("-"))
                     maps.append([start, end, int(parts[2], 16), parts[5]])
-        self._json(ChunkKind.UPDATE, {"maps": maps})
+        self._json(ChunkKind.UPDATE, {"maps": maps, "limits": self._limits.now()})
 
     def _show(self) -> None:
         due = self._progress.due()
@@ -327,6 +336,7 @@ class Recording:
                 except TraceError as error:
                     self._write_error = error
             counters = probing.counters()
+            self._json(ChunkKind.UPDATE, {"limits": self._limits.end()})
         trailer = Trailer(
             ended_ns=time.clock_gettime_ns(time.CLOCK_MONOTONIC),
             exit_code=status.code if status else None,
@@ -353,5 +363,6 @@ class Recording:
             switches=self._switches,
             forecast=Forecast.of(Reading.of(counters), probing.hit_ns) if probing else None,
             implausible=self._implausible,
+            no_sched=probing.sched.why if probing else None,
             write_error=self._write_error,
         )

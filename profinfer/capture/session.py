@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from profinfer._version import __version__
-from profinfer.capture.governor import Limits
+from profinfer.capture.governor import QosLimits
 from profinfer.capture.host import describe_host, read_clock, this_machine
 from profinfer.capture.probing import Probing
 from profinfer.capture.recording import Recording, RecordResult
@@ -27,7 +27,7 @@ from profinfer.elf.process import ProcessImages
 from profinfer.errors import ProfinferError, TargetError
 from profinfer.machine import store
 from profinfer.probes.plan import ProbePlan
-from profinfer.tracefile.metadata import Engine, Plan, Target, TraceMetadata
+from profinfer.tracefile.metadata import Engine, Plan, Sched, Target, TraceMetadata
 from profinfer.tracefile.writer import TraceWriter
 
 
@@ -44,8 +44,9 @@ class RecordOptions:
         ring_bytes: size of the ring buffer, a power of two.
         debug_files: files with the symbols that were stripped from the engine.
         duration_s: end the recording after this time, None for the target's end.
-        limits: what the operators' probes may cost; they are taken away for a while to keep it.
+        qos: what the operators' probes may cost; they are taken away for a while to keep it.
         progress: show the progress line.
+        sched: record what the scheduler does with the target's threads.
         shown: the command line's own options, for the trace's header.
     """
 
@@ -57,8 +58,9 @@ class RecordOptions:
     ring_bytes: int
     debug_files: tuple[Path, ...] = ()
     duration_s: float | None = None
-    limits: Limits = field(default_factory=Limits)
+    qos: QosLimits = field(default_factory=QosLimits)
     progress: bool = False
+    sched: bool = True
     shown: dict[str, Any] = field(default_factory=dict)
 
 
@@ -77,7 +79,7 @@ def record(plan: ProbePlan | None, options: RecordOptions) -> RecordResult:
     with SignalWatch() as signals, LaunchedTarget(options.argv, caller=caller) as target:
         probing = watch = None
         if plan is not None:
-            probing = Probing(plan, target.pid, options.ring_bytes)
+            probing = Probing(plan, target.pid, options.ring_bytes, sched=options.sched)
         else:
             images = ProcessImages(target.pid, options.debug_files)
             watch = LoadWatch(loader_hook(options.exe), images)
@@ -103,7 +105,7 @@ def attach(plan: ProbePlan, pid: int, options: RecordOptions) -> RecordResult:
     """
     with SignalWatch() as signals, RunningTarget(pid) as target:
         try:
-            probing = Probing(plan, pid, options.ring_bytes, paused=True)
+            probing = Probing(plan, pid, options.ring_bytes, paused=True, sched=options.sched)
         except AttachError as error:
             if target.check() is None:
                 raise
@@ -115,7 +117,7 @@ def attach(plan: ProbePlan, pid: int, options: RecordOptions) -> RecordResult:
 def rehearse(plan: ProbePlan, options: RecordOptions) -> None:
     """Compile, load and attach as ``record`` does, for a target that is then not run."""
     with LaunchedTarget(options.argv) as target:
-        Probing(plan, target.pid, options.ring_bytes).close()
+        Probing(plan, target.pid, options.ring_bytes, sched=options.sched).close()
 
 
 def _run(
@@ -134,7 +136,8 @@ def _run(
         watch=watch,
         level=options.level,
         ring_bytes=options.ring_bytes,
-        limits=options.limits,
+        qos=options.qos,
+        sched=options.sched,
         duration_s=options.duration_s,
         progress=options.progress,
     )
@@ -162,6 +165,7 @@ def _create(
             calibration=kept.to_json() if (kept := store.load(this_machine())) else {},
             engine=Engine.from_json(plan.engine_json()) if plan else Engine(),
             plan=Plan.from_json(probing.plan_json()) if probing else Plan(level=options.level),
+            sched=Sched.from_json(probing.sched.to_json()) if probing else Sched(),
             ring_bytes=options.ring_bytes,
             options=options.shown,
         ),

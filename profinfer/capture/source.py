@@ -164,12 +164,15 @@ def _definitions(plan: ProbePlan, ring_bytes: int) -> dict[str, int]:
     return values
 
 
-def build_source(plan: ProbePlan, *, ring_bytes: int = RING_BYTES) -> Source:
+def build_source(
+    plan: ProbePlan, *, ring_bytes: int = RING_BYTES, sched: dict[str, int] | None = None
+) -> Source:
     """Put the program of a plan together.
 
     Args:
         plan: what is probed, and where.
         ring_bytes: size of the ring buffer, a power of two.
+        sched: the kernel's layouts for the scheduler's events, None to leave these out.
     """
     folder = bpf_folder()
     machine = plan.images[0].elf.machine
@@ -180,6 +183,8 @@ def build_source(plan: ProbePlan, *, ring_bytes: int = RING_BYTES) -> Source:
         files.append("ops.bpf.c")
     if walks:
         files.append("graph.bpf.c")
+    if sched:
+        files.append("sched.bpf.c")
     parts = ["#include <linux/ptrace.h>"]
     for name in files:
         # BCC only rewrites map accesses of the main text, so the files are joined, not included.
@@ -194,7 +199,8 @@ def build_source(plan: ProbePlan, *, ring_bytes: int = RING_BYTES) -> Source:
         body = _handler(probe, entry_id, machine)
         parts.append(f"int {name}(struct pt_regs *ctx) {{ return {body}; }}")
         points.append(AttachPoint(name, probe.path, probe.offset, probe.kind == "uretprobe"))
-    flags = [f"-D{key}={value}" for key, value in _definitions(plan, ring_bytes).items()]
+    values = _definitions(plan, ring_bytes) | (sched or {})
+    flags = [f"-D{key}={value}" for key, value in values.items()]
     tail_calls = {"batch_steps": "pf_batch_step"}
     if walks:
         tail_calls["steps"] = "pf_walk_step"

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from profinfer.tracefile.reader import TraceReader
 
 _KINDS = """CALL_BEGIN CALL_END SAMPLE_BEGIN SAMPLE_END SPLIT_BEGIN SPLIT_END GRAPH_BEGIN GRAPH_END
-OPS PTRS TENSOR BUFFER THREAD WARMUP SEQS UPDATE LOSS NOTE TRAILER""".split()
+OPS PTRS TENSOR BUFFER THREAD WARMUP SEQS SCHED UPDATE LOSS NOTE TRAILER""".split()
 _HEX = {"ctx", "backend", "cgraph", "get_name", "addr", "data", "buffer", "view_src"}
 _HIDDEN = {"kind", "flags", "tid", "ts", "pad"}
 # Names of flag bits, by kind.
@@ -28,6 +28,7 @@ _FLAGS = {
     "OPS": ("LAST",),
     "PTRS": ("LEAFS",),
     "SEQS": ("CUT",),
+    "SCHED": ("OUT", "IN", "WAKE", "NEW", "PREEMPT"),
 }
 
 

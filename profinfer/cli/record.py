@@ -91,6 +91,12 @@ def _ring_bytes(text: str) -> int:
     "not write to.",
 )
 @click.option(
+    "--sched/--no-sched",
+    default=True,
+    show_default=True,
+    help="Record when the target's threads run, wait for a CPU, or sleep.",
+)
+@click.option(
     "--dry-run", is_flag=True, help="Set everything up, then stop before the target runs."
 )
 @click.option("--print-bpf", is_flag=True, help="Print the BPF program and stop.")
@@ -106,6 +112,7 @@ def command(
     ring_size: str,
     debug_files: tuple[Path, ...],
     progress: bool | None,
+    sched: bool,
     dry_run: bool,
     print_bpf: bool,
     command: tuple[str, ...],
@@ -117,7 +124,7 @@ def command(
     profinfer record -- python app.py
     profinfer record --pid 1234 --duration 30s
     """
-    from profinfer.capture.governor import Limits
+    from profinfer.capture.governor import QosLimits
     from profinfer.capture.native import require_native
     from profinfer.capture.preflight import require_recording
     from profinfer.capture.session import RecordOptions, attach, record, rehearse
@@ -128,8 +135,8 @@ def command(
             hint="profinfer record -- ./llama-completion -m model.gguf",
         )
     ring_bytes = _ring_bytes(ring_size)
-    limits = Limits(None if max_overhead is None else _share(max_overhead), min_tps)
-    if limits and level != "op":
+    qos = QosLimits(None if max_overhead is None else _share(max_overhead), min_tps)
+    if qos and level != "op":
         raise UsageProblem(
             "--max-overhead and --min-tps take the operators' probes away for a while, and "
             f"--level {level} has none",
@@ -146,17 +153,18 @@ def command(
             level=level,
             ring_bytes=ring_bytes,
             debug_files=debug_files,
-            limits=limits,
+            qos=qos,
             duration_s=None if duration is None else _seconds(duration),
             # A line that rewrites itself on the terminal the target prints to would spoil both.
             progress=sys.stderr.isatty() and not sys.stdout.isatty()
             if progress is None
             else progress,
-            shown={"level": level, "ring_bytes": ring_bytes} | limits.to_json(),
+            sched=sched,
+            shown={"level": level, "ring_bytes": ring_bytes} | qos.to_json(),
         ),
     )
     if print_bpf:
-        return _print_bpf(plan, ring_bytes)
+        return _print_bpf(plan, options)
     if plan is not None:
         require_native(plan.images[0].elf)
     require_recording()
@@ -227,12 +235,14 @@ def _share(text: str) -> float:
     return share
 
 
-def _print_bpf(plan: ProbePlan | None, ring_bytes: int) -> int:
+def _print_bpf(plan: ProbePlan | None, options: RecordOptions) -> int:
+    from profinfer.capture.sched import Scheduler
     from profinfer.capture.source import build_source
 
     if plan is None:
         raise UsageProblem("the program loads its engine later: there is no BPF program yet")
-    source = build_source(plan, ring_bytes=ring_bytes)
+    sched = Scheduler.wanted(options.sched).definitions
+    source = build_source(plan, ring_bytes=options.ring_bytes, sched=sched)
     click.echo("// cflags: " + " ".join(source.cflags))
     click.echo(source.text)
     return 0
@@ -289,6 +299,8 @@ def _finish(result: RecordResult, options: RecordOptions) -> int:
             + ", ".join(result.other_engines),
             err=True,
         )
+    if result.no_sched is not None and options.sched:
+        click.echo(f"profinfer: no thread states: {result.no_sched}", err=True)
     lost = f"{format_count(result.lost)} LOST" if result.lost else "none lost"
     calls = f"{format_count(result.calls)} calls"
     # Where the batch could not be read, the report counts tokens from the graphs' shapes.

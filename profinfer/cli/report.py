@@ -205,7 +205,15 @@ def _selections(trace: Trace, asked: ReportOptions) -> list[Selection]:
 
 def _views(trace: Trace, asked: ReportOptions, selections: list[Selection]) -> Iterator[Result]:
     """The Results, in order."""
-    from profinfer.analysis import generations, operators, overview, threads, tokens
+    from profinfer.analysis import (
+        findings,
+        generations,
+        operators,
+        overview,
+        scheduling,
+        threads,
+        tokens,
+    )
 
     human = asked.form == "table"
     if asked.by == "generation":
@@ -222,7 +230,10 @@ def _views(trace: Trace, asked: ReportOptions, selections: list[Selection]) -> I
             elif asked.by == "shape":
                 yield operators.by_shape(trace, chosen, top)
             elif asked.by == "thread":
-                yield threads.threads(trace, chosen)
+                yield threads.threads(trace, chosen, states=not human)
+                if trace.has_sched and asked.form != "csv":
+                    found = findings.as_notes(findings.findings(trace, chosen))
+                    yield scheduling.thread_states(trace, chosen, found)
             elif asked.by == "token":
                 yield tokens.tokens(trace, chosen, asked.top)
             else:
@@ -234,6 +245,9 @@ def _views(trace: Trace, asked: ReportOptions, selections: list[Selection]) -> I
         prompts = generations.generations(trace, TOP if human else None)
         if len(prompts.frame) > 1:
             yield prompts
+    found_all = findings.result(trace, trace.select())
+    if len(found_all.frame) or not human:
+        yield found_all
     for number, chosen in enumerate(selections):
         if chosen.n_calls and not asked.narrowed:
             yield overview.ledger(trace, chosen)
@@ -247,7 +261,9 @@ def _views(trace: Trace, asked: ReportOptions, selections: list[Selection]) -> I
             continue  # a person asks for the details of a second phase with --phase
         yield (operators.layers_brief if human else _by_layer)(trace, chosen)
         yield operators.by_node(trace, chosen, asked.top or (TOP if human else None))
-        yield threads.threads(trace, chosen)
+        yield threads.threads(trace, chosen, states=not human)
+        if trace.has_sched:
+            yield scheduling.thread_states(trace, chosen)
     yield overview.self_check(trace)
 
 
@@ -293,6 +309,12 @@ def _print(results: list[Result]) -> None:
                 console.print("Self-check: not all is well", style="bold")
             for line in note_lines(told, console.width):
                 console.print(line)
+            continue
+        if result.name == "findings":
+            console.print("Findings", style="bold", end="")
+            console.print(f"  {result.scope}", style="dim")
+            for line in note_lines(result.notes, console.width):
+                console.print(line, style="default")
             continue
         fresh = [n for n in result.notes if n.text not in said]
         if any(n.severity != "info" and n.text in said for n in result.notes):

@@ -18,6 +18,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from profinfer.engine.roles import role_rules
+from profinfer.model import schedtables
 from profinfer.model.calls import Spans
 from profinfer.model.calls import build as build_spans
 from profinfer.model.decode import Records, decode
@@ -33,7 +34,9 @@ from profinfer.model.operands import build as build_operands
 from profinfer.model.operators import Operators
 from profinfer.model.operators import build as build_operators
 from profinfer.model.opmarks import collect
+from profinfer.model.opsched import per_operator
 from profinfer.model.optables import rows_table, walls_table
+from profinfer.model.schedule import Schedule
 from profinfer.model.selection import Selection
 from profinfer.model.sums import NodeSums, per_node
 from profinfer.model.tokens import counted
@@ -57,6 +60,8 @@ TABLES = (
     "empty_ops",
     "empty_walls",
     "threads",
+    "sched",
+    "op_sched",
 )
 
 
@@ -173,18 +178,20 @@ class Trace:
 
     @cached_property
     def threads(self) -> pd.DataFrame:
-        """One row per thread that left any record."""
+        """One row per thread that left any record of its own; the scheduler's are none."""
         ops = self._operators.rows
         index = self.reader.records()
-        tids = np.unique(index.tid).astype(np.int64)
+        own = index.kind != Kind.SCHED
+        index_tid, index_ts = index.tid[own], index.ts[own]
+        tids = np.unique(index_tid).astype(np.int64)
         at = np.searchsorted(tids.astype(np.int32), ops.tid)
         compute = np.zeros(len(tids), np.int64)
         wait = np.zeros(len(tids), np.int64)
         np.add.at(compute, at, ops.end - ops.begin)
         np.add.at(wait, at, ops.release - ops.end)
-        order = np.argsort(index.tid, kind="stable")
-        starts = np.searchsorted(index.tid[order], tids)
-        ts = index.ts[order]
+        order = np.argsort(index_tid, kind="stable")
+        starts = np.searchsorted(index_tid[order], tids)
+        ts = index_ts[order]
         last = np.maximum.reduceat(ts, starts) if len(tids) else ts
         np.maximum.at(last, at, ops.end)
         return pd.DataFrame(
@@ -198,6 +205,28 @@ class Trace:
                 "last_ns": last,
             }
         )
+
+    @property
+    def has_sched(self) -> bool:
+        """Whether the scheduler's events were recorded."""
+        return len(self.schedule) > 0
+
+    @cached_property
+    def sched(self) -> pd.DataFrame:
+        """One row per stretch of a thread's time: running, runnable, blocked, and by whom."""
+        return schedtables.stretches(self.schedule)
+
+    @cached_property
+    def op_sched(self) -> pd.DataFrame:
+        """One row per row of ``ops``: what the scheduler did to it. Empty if not recorded."""
+        if not self.has_sched:
+            return schedtables.per_operator(None)
+        return schedtables.per_operator(per_operator(self._operators.rows, self.schedule))
+
+    @cached_property
+    def schedule(self) -> Schedule:
+        """The stretches as arrays."""
+        return schedtables.read(self.reader, self._records.last_ns)
 
     @cached_property
     def losses(self) -> dict[str, int]:

@@ -43,6 +43,7 @@ class Track:
         tid: thread id, or a number that tells tracks of one kind apart.
         rank: order among its siblings.
         unit: unit of a counter; None for slices.
+        parent: kind of the track with the same tid that it stands below; None for the process.
     """
 
     kind: str
@@ -50,6 +51,7 @@ class Track:
     tid: int = 0
     rank: int = 0
     unit: str | None = None
+    parent: str | None = None
 
 
 def track_uuid(pid: int, tid: int, kind: str) -> int:
@@ -198,7 +200,9 @@ def preamble(recording: Recording, tracks: list[Track]) -> bytes:
         packet.trace_packet_defaults.track_event_defaults.track_uuid = uuid
         descriptor = packet.track_descriptor
         descriptor.uuid = uuid
-        descriptor.parent_uuid = process_uuid
+        descriptor.parent_uuid = (
+            process_uuid if track.parent is None else track_uuid(pid, track.tid, track.parent)
+        )
         if track.kind == "thread":
             descriptor.thread.pid = pid
             descriptor.thread.tid = track.tid

@@ -18,6 +18,7 @@ from profinfer.render.nesting import contain
 from profinfer.render.opblocks import OP_LEVEL, VISIT_LEVEL, OpBlock, op_blocks
 from profinfer.render.opnames import OpNames
 from profinfer.render.packets import Packets, preamble
+from profinfer.render.states import StateSlices
 from profinfer.render.timeline import Timeline, first_and_last
 from profinfer.render.trackevent import (
     MAX_SEQUENCE,
@@ -202,6 +203,8 @@ def write(timeline: Timeline, out: BinaryIO, *, block_ops: int = BLOCK_OPS) -> W
     tids = np.array(sorted(threads), np.int64)
     thread_track = len(markers.tracks)
     tracks = [*markers.tracks, *(threads[tid] for tid in tids.tolist())]
+    states = StateSlices(packets, timeline, tids, len(tracks), (first_ns, last_ns))
+    tracks += states.tracks
     if len(tracks) > MAX_SEQUENCE:
         raise ValueError(f"{len(tracks)} tracks, {MAX_SEQUENCE} at most")
 
@@ -216,7 +219,11 @@ def write(timeline: Timeline, out: BinaryIO, *, block_ops: int = BLOCK_OPS) -> W
     size = out.write(preamble(timeline.recording, tracks))
     for block in op_blocks(timeline, containers, tids, last_ns, block_ops):
         begun = int(np.searchsorted(containers.begin, block.until_ns))
-        for spans in (holders.spans(held, begun), *ops.spans(block, thread_track)):
+        for spans in (
+            holders.spans(held, begun),
+            *ops.spans(block, thread_track),
+            states.spans(block.until_ns),
+        ):
             order.add(spans)
             slices += len(spans)
         held = begun

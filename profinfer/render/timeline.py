@@ -48,6 +48,12 @@ class Recording:
     losses: dict[str, int] = field(default_factory=dict)
 
 
+def _no_states() -> pd.DataFrame:
+    """A ``sched`` table without rows."""
+    names = "tid begin_ns end_ns state reason cpu by_name by_pid by_prio".split()
+    return pd.DataFrame({name: [] for name in names})
+
+
 @dataclass(frozen=True)
 class Timeline:
     """The tables to draw, with the columns of ``profinfer.model``; any may be empty."""
@@ -62,6 +68,7 @@ class Timeline:
     generations: pd.DataFrame
     recording: Recording
     windows: tuple[Window, ...] = ()
+    sched: pd.DataFrame = field(default_factory=_no_states)
 
     @property
     def empty(self) -> bool:
@@ -89,6 +96,7 @@ class Timeline:
                 latency.generations(trace),
                 recording,
                 tuple(trace.windows),
+                trace.sched,
             )
         calls, graphs = trace.calls, trace.graphs
         kept_splits = np.zeros(len(trace.splits), np.bool_)
@@ -108,6 +116,7 @@ class Timeline:
             _begun(trace, selection),
             recording,
             tuple(trace.windows),
+            trace.sched,
         )
 
 

@@ -242,6 +242,20 @@ class Plan(JsonPart):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Sched(JsonPart):
+    """Whether the scheduler's events were recorded, and how raw task states are decoded.
+
+    ``states`` are pairs of mask and letter, tried in order; None in traces that know nothing of it.
+    """
+
+    recorded: bool | None = None
+    why: str | None = None
+    evidence: str | None = None
+    state_from: str | None = None
+    states: tuple[Any, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
 class TraceMetadata(JsonPart):
     """Everything a trace says about itself in its header."""
 
@@ -253,6 +267,8 @@ class TraceMetadata(JsonPart):
     engine: Engine = field(default_factory=Engine)
     plan: Plan = field(default_factory=Plan)
     calibration: dict[str, Any] = field(default_factory=dict)
+    sched: Sched = field(default_factory=Sched)
+    limits: dict[str, Any] = field(default_factory=dict)
     ring_bytes: int | None = None
     options: dict[str, Any] = field(default_factory=dict)
 

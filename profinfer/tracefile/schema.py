@@ -13,7 +13,7 @@ import numpy as np
 # --- file frame -----------------------------------------------------------------------
 MAGIC = b"\x89PF\r\n\x1a\n\x00"
 MAJOR = 1
-MINOR = 0
+MINOR = 1  # 1: SCHED
 CHUNK_MAGIC = 0x4B4E4843  # "CHNK"
 
 FILE_HEADER = np.dtype(
@@ -82,6 +82,7 @@ class Kind(IntEnum):
     THREAD = 13
     WARMUP = 14
     SEQS = 15
+    SCHED = 16
 
 
 class OpKind(IntEnum):
@@ -101,6 +102,7 @@ GRAPH_CHANGED = 1
 GRAPH_PARTIAL = 2
 OPS_LAST = 1
 PTRS_LEAFS = 1
+SCHED_OUT, SCHED_IN, SCHED_WAKE, SCHED_NEW, SCHED_PREEMPT = 1, 2, 4, 8, 16
 
 HDR = np.dtype([("kind", "<u2"), ("flags", "<u2"), ("tid", "<u4"), ("ts", "<u8")])
 _H = HDR.descr
@@ -168,6 +170,18 @@ PTRS = np.dtype(
     ]
 )
 THREAD = np.dtype([*_H, ("comm", f"S{COMM_LEN}")])
+SCHED = np.dtype(
+    [
+        *_H,
+        ("cpu", "<u4"),
+        ("state", "<u4"),
+        ("other", "<u4"),
+        ("other_tgid", "<u4"),
+        ("prio", "<i4"),
+        ("pad", "<u4"),
+        ("comm", f"S{COMM_LEN}"),
+    ]
+)
 
 FIXED: dict[Kind, np.dtype[np.void]] = {
     Kind.CALL_BEGIN: CALL,
@@ -182,6 +196,7 @@ FIXED: dict[Kind, np.dtype[np.void]] = {
     Kind.THREAD: THREAD,
     Kind.WARMUP: MARK,
     Kind.SEQS: SEQS,
+    Kind.SCHED: SCHED,
 }
 
 

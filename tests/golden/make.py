@@ -71,7 +71,40 @@ def roofs() -> bytes:
     return run.builder.bytes()
 
 
-TRACES = {"generation": generation, "pair": pair, "lossy": lossy, "roofs": roofs}
+def disturbed() -> bytes:
+    """Four threads on two CPUs under a quota, another process on one of them, one event lost."""
+    tids = (77, 78, 79, 80)
+    limits = {
+        "cpus": [0, 1],
+        "cgroup": {"path": "/sys/fs/cgroup/x", "version": 2, "quota_us": 150_000,
+                   "period_us": 100_000},
+        "begin": {"periods": 0, "throttled": 0, "throttled_ns": 0},
+        "end": {"periods": 9, "throttled": 4, "throttled_ns": 31_000_000},
+    }  # fmt: skip
+    run = sample_run(layers=2, compute=takes, tids=tids, limits=limits)
+    builder = run.builder
+    for number, graph in enumerate(run.graphs):
+        step = (graph.end_ns - graph.begin_ns) // 9
+        for at, tid in enumerate(tids):
+            for turn in range(at % 2, 8, 2):
+                off = graph.begin_ns + turn * step + 100 * at
+                other = (900, 900, "stress") if tid == 80 else (tids[at - 1], 77, "llama")
+                builder.sched(tid, off, "out", cpu=at % 2, other=other, prio=110)
+                cpu = (at + number) % 2
+                builder.sched(tid, off + step, "in", cpu=cpu, other=(tid, 77, "llama"))
+        builder.sched(79, graph.end_ns, "out", cpu=0, state=0x2001)
+        builder.sched(79, graph.end_ns + 3_000, "wake", cpu=1, other=(77, 77, "llama"))
+        builder.sched(79, graph.end_ns + 4_000, "in", cpu=0, other=(79, 77, "llama"))
+    return builder.bytes()
+
+
+TRACES = {
+    "generation": generation,
+    "pair": pair,
+    "lossy": lossy,
+    "roofs": roofs,
+    "disturbed": disturbed,
+}
 
 
 def main() -> None:

@@ -40,6 +40,16 @@ REPORTS = {
     "lossy.report.txt": ("lossy", []),
     "roofs.roofline.txt": ("roofs", ["--roofline"]),
     "roofs.none.txt": ("pair", ["--roofline", "--by", "op", "--phase", "decode"]),
+    "disturbed.report.txt": ("disturbed", []),
+    "disturbed.thread.txt": ("disturbed", ["--by", "thread", "--phase", "decode"]),
+    "disturbed.thread.csv": (
+        "disturbed",
+        ["--by", "thread", "--phase", "decode", "--format", "csv"],
+    ),
+    "disturbed.thread.json": (
+        "disturbed",
+        ["--by", "thread", "--phase", "decode", "--format", "json"],
+    ),
 }
 
 

@@ -148,6 +148,7 @@ struct fake_run { /* what the operators of one context need to know */
     int call;                 /* index of the running llama_decode */
     int crash_call;           /* -1, or the call that dies half way */
     int crash_idx;
+    bool nap;                 /* thread 1 sleeps in its late nodes instead of spinning */
     int base_us;
     int scale;                /* 2 in a prefill, else 1 */
 };
@@ -196,7 +197,7 @@ struct fake_options {
     int threads, prompt, tokens, layers, generations, kv_pad, base_us, splits, sample_us;
     int crash_call;
     int slow_from, slow_to; /* calls in between take three times as long */
-    bool uid, pos, tail, vary;
+    bool uid, pos, tail, vary, nap;
 };
 struct llama_context {
     struct fake_options o;

@@ -165,7 +165,8 @@ lctx *llama_init_fake(const struct fake_options *o) {
                                     .nodes = calloc(MAX_NODES, sizeof(tensor *)),
                                     .leafs = calloc(MAX_LEAFS, sizeof(tensor *))};
     for (int i = 0; i < 3; i++) c->buf[i].usage = (enum ggml_backend_buffer_usage)i;
-    c->run = (struct fake_run){.call = -1, .crash_call = o->crash_call, .base_us = o->base_us};
+    c->run = (struct fake_run){.call = -1, .crash_call = o->crash_call, .base_us = o->base_us,
+                               .nap = o->nap};
     c->run.truth = calloc((size_t)o->threads, sizeof *c->run.truth);
     for (int i = 0; i < o->threads; i++) {
         c->run.truth[i].max = TRUTH_ROWS;

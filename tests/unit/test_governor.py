@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable
 
-from profinfer.capture.governor import Decision, Governor, Limits
+from profinfer.capture.governor import Decision, Governor, QosLimits
 from profinfer.capture.readings import Forecast, Reading
 
 HIT_NS = 1000
@@ -16,7 +16,9 @@ MS = 1_000_000
 class Target:
     """Decodes; a token takes ``token_ns`` and, while probes are there, their cost on top."""
 
-    def __init__(self, limits: Limits, token_ns: Callable[[float], int], threads: int = 2) -> None:
+    def __init__(
+        self, limits: QosLimits, token_ns: Callable[[float], int], threads: int = 2
+    ) -> None:
         self.governor = Governor(limits, HIT_NS)
         self.token_ns = token_ns
         self.threads = threads
@@ -48,13 +50,13 @@ class Target:
 
 
 def test_cheap_probes_stay() -> None:
-    target = Target(Limits(max_overhead=0.02), lambda t: 100 * MS)  # 0.5 %
+    target = Target(QosLimits(max_overhead=0.02), lambda t: 100 * MS)  # 0.5 %
     target.run(60)
     assert target.switches == []
 
 
 def test_the_share_is_kept_over_the_run() -> None:
-    target = Target(Limits(max_overhead=0.02), lambda t: 10 * MS)  # 5 % untamed
+    target = Target(QosLimits(max_overhead=0.02), lambda t: 10 * MS)  # 5 % untamed
     target.run(60)
     assert 0.015 < target.cost / target.now.call_ns < 0.021
     assert 0.3 < target.tokens_on / target.now.steps < 0.45
@@ -63,7 +65,7 @@ def test_the_share_is_kept_over_the_run() -> None:
 
 
 def test_a_tiny_share_is_kept_with_long_pauses() -> None:
-    target = Target(Limits(max_overhead=0.001), lambda t: 10 * MS)
+    target = Target(QosLimits(max_overhead=0.001), lambda t: 10 * MS)
     target.run(300)
     assert target.cost / target.now.call_ns < 0.0015
     assert target.tokens_on > 0
@@ -71,7 +73,7 @@ def test_a_tiny_share_is_kept_with_long_pauses() -> None:
 
 def test_saving_in_the_past_is_no_licence() -> None:
     """A minute at little cost, then the target gets ten times faster: the limit holds at once."""
-    target = Target(Limits(max_overhead=0.02), lambda t: 100 * MS if t < 60 else 5 * MS)
+    target = Target(QosLimits(max_overhead=0.02), lambda t: 100 * MS if t < 60 else 5 * MS)
     target.run(60)
     before = target.cost, target.now.call_ns
     target.run(20)
@@ -79,14 +81,14 @@ def test_saving_in_the_past_is_no_licence() -> None:
 
 
 def test_a_fast_target_keeps_its_probes() -> None:
-    target = Target(Limits(min_tps=50), lambda t: 10 * MS)
+    target = Target(QosLimits(min_tps=50), lambda t: 10 * MS)
     target.run(30)
     assert target.switches == []
 
 
 def test_a_disturbed_target_loses_its_probes_until_it_has_recovered() -> None:
     """100 tok/s, from second 5 to 15 somebody takes half the machine."""
-    target = Target(Limits(min_tps=80), lambda t: 20 * MS if 5 <= t < 15 else 10 * MS)
+    target = Target(QosLimits(min_tps=80), lambda t: 20 * MS if 5 <= t < 15 else 10 * MS)
     target.run(30)
     (down, off), (up, on) = target.switches
     assert (off.on, on.on) == (False, True)
@@ -97,14 +99,14 @@ def test_a_disturbed_target_loses_its_probes_until_it_has_recovered() -> None:
 
 def test_probes_do_not_come_back_if_they_would_break_the_limit() -> None:
     """102 tok/s without probes, 97 with them: below 99, and the target must not flap."""
-    target = Target(Limits(min_tps=99), lambda t: 9_800_000)
+    target = Target(QosLimits(min_tps=99), lambda t: 9_800_000)
     target.run(300)
     assert [d.on for _, d in target.switches] == [False]
 
 
 def test_coming_back_takes_longer_each_time() -> None:
     """Without probes it is fast enough for both, but with them slower than estimated."""
-    target = Target(Limits(min_tps=80), lambda t: 14 * MS if target.on else 10 * MS)
+    target = Target(QosLimits(min_tps=80), lambda t: 14 * MS if target.on else 10 * MS)
     target.run(200)
     offs = [t for t, d in target.switches if not d.on]
     gaps = [b - a for a, b in itertools.pairwise(offs)]
@@ -113,14 +115,14 @@ def test_coming_back_takes_longer_each_time() -> None:
 
 
 def test_a_target_that_is_always_slower_than_asked() -> None:
-    target = Target(Limits(min_tps=80), lambda t: 50 * MS)
+    target = Target(QosLimits(min_tps=80), lambda t: 50 * MS)
     target.run(10)
     assert target.governor.hopeless
     assert not target.on
 
 
 def test_both_limits() -> None:
-    limits = Limits(max_overhead=0.02, min_tps=80)
+    limits = QosLimits(max_overhead=0.02, min_tps=80)
     target = Target(limits, lambda t: 20 * MS if 20 <= t < 30 else 10 * MS)
     target.run(60)
     assert target.cost / target.now.call_ns < 0.022
@@ -129,7 +131,7 @@ def test_both_limits() -> None:
 
 
 def test_an_idle_target_decides_nothing() -> None:
-    governor = Governor(Limits(max_overhead=0.01, min_tps=10), HIT_NS)
+    governor = Governor(QosLimits(max_overhead=0.01, min_tps=10), HIT_NS)
     reading = Reading(10**9, 10, 10**9, 10_000, 0, 10, 20)
     governor.observe(reading)
     assert all(governor.observe(reading) is None for _ in range(100))

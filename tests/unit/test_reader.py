@@ -158,7 +158,7 @@ def test_a_newer_minor_version_is_read(tmp_path: Path) -> None:
     b = TraceBuilder()
     b.call_end(1, 1)
     b.record(Kind.CALL_END, 1, 2, struct.pack("<IiQ", 3, 4, 5))  # a field more
-    b.record(31, 1, 3, b"\0" * 8)
+    b.record(40, 1, 3, b"\0" * 8)
     b.chunk(77, b"from the future")
     data = bytearray(b.bytes())
     path = tmp_path / "t.pf"
@@ -167,9 +167,9 @@ def test_a_newer_minor_version_is_read(tmp_path: Path) -> None:
     with TraceReader(path) as reader:
         assert reader.fixed(Kind.CALL_END).rows["value"].tolist() == [0, 4]
         said = "\n".join(reader.problems)
-        assert "format 1.9, newer than 1.0" in said
+        assert "format 1.9, newer than 1.1" in said
         assert "1 chunk(s) of unknown kind 77" in said
-        assert "1 record(s) of unknown kind 31" in said
+        assert "1 record(s) of unknown kind 40" in said
         assert reader.chunk_counts() == {"RING": 1, "kind 77": 1, "TRAILER": 1}
 
 

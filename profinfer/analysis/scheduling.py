@@ -1,0 +1,176 @@
+"""Layer 6: what the scheduler did to the selected operators, thread by thread.
+
+Must not import rich or anything above.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from profinfer.analysis import notes
+from profinfer.analysis.result import Column, Note, Result
+from profinfer.model.selection import Selection
+from profinfer.model.trace import Trace
+
+_SUMMED = (
+    "running_ns", "runnable_ns", "behind_own_ns", "behind_other_ns", "blocked_ns",
+    "compute_running_ns", "spinning_ns", "migrations", "involuntary",
+)  # fmt: skip
+# Of a thread's operators' time, this much may be of unknown state before a view says so.
+_UNKNOWN_MIN = 0.001
+_NICE_0 = 120  # kernel priority of nice 0
+
+STATE_COLUMNS = (
+    Column("on_cpu", "on CPU", "ratio", "Part of the operators' time that it was on a CPU."),
+    Column("runnable", "runnable", "ratio", "Part of it that it wanted to run and had no CPU."),
+    Column("blocked", "blocked", "ratio", "Part of it that it slept."),
+    Column("migrations", "moved", "count", "Times it went on on another CPU."),
+    Column("involuntary", "forced", "count", "Times it lost its CPU while it wanted to run."),
+)
+
+COLUMNS = (
+    Column("thread", "thread", "text", "Name of the thread."),
+    Column("tid", "tid", "id", "Thread id."),
+    STATE_COLUMNS[0],
+    Column("spinning", "spin", "ratio", "Part of it that it was on a CPU in a barrier."),
+    *STATE_COLUMNS[1:],
+    Column("taken_by", "CPU taken by", "text", "Who was given its CPU for the longest time."),
+)
+
+
+def per_thread(trace: Trace, selection: Selection) -> pd.DataFrame:
+    """Sums over the selected operators by tid: op_ns and what became of it, ns and counts.
+
+    Torn operators are left out, as they are of compute and wait.
+    """
+    ops = trace.ops
+    chosen = selection.graphs[ops["graph_id"].to_numpy()] & ops["complete"].to_numpy()
+    if selection.narrowed:
+        chosen &= selection.nodes[ops["node_id"].to_numpy()]
+    tids, at = np.unique(ops["tid"].to_numpy()[chosen], return_inverse=True)
+
+    def summed(values: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        return np.bincount(at, values[chosen], len(tids)).astype(np.int64)
+
+    begin, end, release = (ops[c].to_numpy() for c in ("begin_ns", "end_ns", "release_ns"))
+
+    columns = {"op_ns": summed(release - begin)}
+    columns["compute_ns"] = summed(end - begin)
+    columns |= {name: summed(trace.op_sched[name].to_numpy()) for name in _SUMMED}
+    return pd.DataFrame(columns, index=pd.Index(tids, name="tid"))
+
+
+def shares(sums: pd.DataFrame) -> pd.DataFrame:
+    """The columns of ``STATE_COLUMNS`` and spinning, from ``per_thread``, by tid."""
+    whole = sums["op_ns"].where(sums["op_ns"] > 0)
+    return pd.DataFrame(
+        {
+            "on_cpu": sums["running_ns"] / whole,
+            "spinning": sums["spinning_ns"] / whole,
+            "runnable": sums["runnable_ns"] / whole,
+            "blocked": sums["blocked_ns"] / whole,
+            "migrations": sums["migrations"],
+            "involuntary": sums["involuntary"],
+        }
+    )
+
+
+def unknown(sums: pd.DataFrame) -> list[Note]:
+    """Say how much of the operators' time is of unknown state."""
+    whole = int(sums["op_ns"].sum())
+    left = whole - int(sums[["running_ns", "runnable_ns", "blocked_ns"]].to_numpy().sum())
+    if not whole or left / whole < _UNKNOWN_MIN:
+        return []
+    text = (
+        f"{100 * left / whole:.1f} % of the operators' time is of unknown state: the kernel did "
+        "not tell of every switch"
+    )
+    return [Note("info", text)]
+
+
+def thread_states(trace: Trace, selection: Selection, found: tuple[Note, ...] = ()) -> Result:
+    """One row per thread: running, waiting for a CPU, asleep, and who took its CPU.
+
+    Args:
+        trace: with scheduler events.
+        selection: which operators.
+        found: findings to show below.
+    """
+    sums = per_thread(trace, selection)
+    frame = shares(sums).reset_index()
+    names = dict(zip(trace.threads["tid"], trace.threads["name"], strict=True))
+    frame["thread"] = [names.get(t, "") or f"thread {t}" for t in frame["tid"].tolist()]
+    takers = _takers(trace)
+    frame["taken_by"] = [takers.get(t, "") for t in frame["tid"].tolist()]
+    whole = int(sums["op_ns"].sum())
+    total = {
+        "on_cpu": sums["running_ns"].sum() / whole if whole else None,
+        "spinning": sums["spinning_ns"].sum() / whole if whole else None,
+        "runnable": sums["runnable_ns"].sum() / whole if whole else None,
+        "blocked": sums["blocked_ns"].sum() / whole if whole else None,
+        "migrations": int(sums["migrations"].sum()),
+        "involuntary": int(sums["involuntary"].sum()),
+    }
+    return Result(
+        "thread_states",
+        "Thread states",
+        selection.description,
+        COLUMNS,
+        frame[[c.name for c in COLUMNS]],
+        (*notes.of(trace, selection), *unknown(sums), *found),
+        total,
+    )
+
+
+@dataclass(frozen=True)
+class Displacer:
+    """Who drove a thread from a CPU.
+
+    Attributes:
+        name: of the process.
+        about: its id and priority.
+        cpu: the CPU.
+    """
+
+    name: str
+    about: str
+    cpu: int
+
+
+def displacer(trace: Trace) -> Displacer | None:
+    """The other process after which a thread stayed longest on another CPU than it had."""
+    sched = trace.sched
+    moved = sched["migrated"].to_numpy()
+    foreign = (sched["by_tid"] > 0).to_numpy() & (sched["by_pid"] != trace.schedule.own).to_numpy()
+    at = np.flatnonzero(foreign[:-1] & moved[1:]) + 1  # the stretch on the other CPU
+    if not len(at):
+        return None
+    tid, begin, end = (sched[c].to_numpy() for c in ("tid", "begin_ns", "end_ns"))
+    # It stays until it is moved again, or its last stretch ends.
+    ends = np.flatnonzero(np.r_[moved[1:], True] | np.r_[tid[1:] != tid[:-1], True])
+    stay = end[ends[np.searchsorted(ends, at)]] - begin[at]
+    row = sched.iloc[int(at[stay.argmax()]) - 1]
+    about = f"pid {row['by_pid']}, {priority(int(row['by_prio']))}"
+    return Displacer(str(row["by_name"]), about, int(row["cpu"]))
+
+
+def priority(prio: int) -> str:
+    """A kernel priority as people know it."""
+    return f"nice {prio - _NICE_0}" if prio >= 100 else f"real-time priority {99 - prio}"
+
+
+def _takers(trace: Trace) -> dict[int, str]:
+    """Thread -> name of who was given its CPU for the longest time, over the recording."""
+    sched = trace.sched[trace.sched["by_tid"].to_numpy() >= 0]
+    if not len(sched):
+        return {}
+    own = trace.schedule.own
+    who = sched["by_name"].where(sched["by_pid"] != own, "own threads")
+    who = who.where(sched["by_tid"] != 0, "nobody (idle)")
+    length = (sched["end_ns"] - sched["begin_ns"]).groupby([sched["tid"], who]).sum()
+    best = length.groupby(level=0).idxmax()
+    return {int(tid): str(name) for tid, name in best.tolist()}
