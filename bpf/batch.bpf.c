@@ -80,12 +80,14 @@ struct pf_open_call {
 };
 BPF_HASH(open_calls, u32, struct pf_open_call, PF_MAX_MAIN_THREADS);
 
-static __always_inline void pf_call_opened(struct pf_call *c, u32 steps)
+static __always_inline void pf_call_opened(struct pf_call *c, u32 steps, int walk)
 {
     u32 tid = c->h.tid;
     struct pf_open_call *old = open_calls.lookup(&tid), call = {};
     if (old && old->probe != c->probe)
         return;
+    if (!walk)
+        pf_gate_call(c->ctx, steps);
     call.ts = c->h.ts;
     call.probe = c->probe;
     call.steps = steps;
@@ -124,9 +126,11 @@ int pf_batch_step(struct pt_regs *ctx)
         struct pf_token t = {};
         u32 i = w->at, n = w->out.n_runs;
         if (i >= w->out.n_tokens) {
-            struct pf_open_call *call = w->runs == i ? open_calls.lookup(&tid) : 0;
-            if (call && call->ts == w->out.h.ts)
-                call->steps = i; /* one token of each sequence */
+            struct pf_open_call *call = open_calls.lookup(&tid);
+            if (call && call->ts == w->out.h.ts) {
+                call->steps = w->runs == i ? i : 0; /* one token of each sequence */
+                pf_gate_call(w->out.ctx, call->steps);
+            }
             pf_batch_done(w, 0);
             return 0;
         }
@@ -175,7 +179,7 @@ static __always_inline void pf_call_emit(struct pt_regs *ctx, struct pf_call *c,
             c->seq = t.seq;
         }
     }
-    pf_call_opened(c, c->n_tokens == 1);
+    pf_call_opened(c, c->n_tokens == 1, walk);
     pf_emit(c, sizeof(*c), PF_CALL_BEGIN);
     if (!walk || c->n_tokens < 1)
         return;

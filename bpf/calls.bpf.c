@@ -85,7 +85,7 @@ static __always_inline int pf_process_begin(struct pt_regs *ctx, u32 probe)
     u16 flags = (u32)PT_REGS_PARM2(ctx) == PF_PROCESS_ENCODE ? PF_CALL_ENCODE : 0;
     struct pf_call c = {};
     pf_call_init(&c, probe, flags, PT_REGS_PARM1(ctx));
-    pf_call_opened(&c, 0);
+    pf_call_opened(&c, 0, 0);
     pf_emit(&c, sizeof(c), PF_CALL_BEGIN);
     return 0;
 }

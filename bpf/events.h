@@ -113,6 +113,7 @@ struct pf_split {
 
 #define PF_GRAPH_CHANGED 1       /* flags: a new definition was read before this record   */
 #define PF_GRAPH_PARTIAL 2       /* flags: the definition has holes (lost or unreadable)  */
+#define PF_GRAPH_NO_OPS 4        /* flags: its operators are not wanted (record --tokens)   */
 
 struct pf_graph {
     struct pf_hdr h;             /* ts: after the nodes were read */

@@ -48,6 +48,8 @@ static __always_inline int pf_is_known(u64 key, u64 hash)
 static __always_inline void pf_graph_emit(struct pf_walk *w, u64 gen, u16 flags, u64 now)
 {
     struct pf_graph g = {};
+    if (pf_gate_closed())
+        flags |= PF_GRAPH_NO_OPS;
     pf_header(&g.h, PF_GRAPH_BEGIN, flags, now);
     g.cgraph = w->cgraph;
     g.uid = w->uid;

@@ -37,6 +37,8 @@ static __always_inline void pf_op_add(struct pf_slot *s, u64 now, u32 what)
 /* The graph is not known yet here; the first operator tells it. */
 static __always_inline int pf_loop_enter(struct pt_regs *ctx)
 {
+    if (pf_gate_closed())
+        return 0;
     u64 now = bpf_ktime_get_ns();
     struct pf_slot *s = pf_slot_get();
     if (!s)
@@ -49,6 +51,8 @@ static __always_inline int pf_loop_enter(struct pt_regs *ctx)
 
 static __always_inline int pf_loop_leave(struct pt_regs *ctx)
 {
+    if (pf_gate_closed())
+        return 0;
     u64 now = bpf_ktime_get_ns();
     struct pf_slot *s = pf_slot_get();
     if (!s)
@@ -61,6 +65,8 @@ static __always_inline int pf_loop_leave(struct pt_regs *ctx)
 /* At the graph loop's own barrier call: a register holds the loop index, another the graph. */
 static __always_inline int pf_loop_barrier(struct pt_regs *ctx, u32 index, u64 cgraph)
 {
+    if (pf_gate_closed())
+        return 0;
     u64 now = bpf_ktime_get_ns();
     struct pf_slot *s = pf_slot_get();
     if (!s)
@@ -78,6 +84,8 @@ static __always_inline int pf_loop_barrier(struct pt_regs *ctx, u32 index, u64 c
  * within 256 MiB, so 24 bits above the lowest four name one. */
 static __always_inline int pf_op_begin(struct pt_regs *ctx, u64 tensor)
 {
+    if (pf_gate_closed())
+        return 0;
     u64 now = bpf_ktime_get_ns();
     struct pf_slot *s = pf_slot_get();
     if (s)
@@ -87,6 +95,8 @@ static __always_inline int pf_op_begin(struct pt_regs *ctx, u64 tensor)
 
 static __always_inline int pf_barrier(struct pt_regs *ctx)
 {
+    if (pf_gate_closed())
+        return 0;
     u64 now = bpf_ktime_get_ns();
     struct pf_slot *s = pf_slot_get();
     if (s)

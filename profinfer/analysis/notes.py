@@ -43,9 +43,10 @@ def sampled(trace: Trace, selection: Selection) -> list[Note]:
     if selection.of_tokens <= selection.n_tokens:
         return []
     windows = len(trace.windows)
+    inside = f", in {windows} window{'' if windows == 1 else 's'}" if windows else ""
     text = (
-        f"operators were recorded during {selection.n_tokens:,} of {selection.of_tokens:,} tokens, "
-        f"in {windows} window{'' if windows == 1 else 's'}: this view covers those, and its "
+        f"operators were recorded during {selection.n_tokens:,} of {selection.of_tokens:,} tokens"
+        f"{inside}: this view covers those, and its "
         "numbers per token are means over them"
     )
     return [Note("info", text)]

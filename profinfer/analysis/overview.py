@@ -108,7 +108,7 @@ def overview(trace: Trace) -> Result:
 
 def _sampled(trace: Trace) -> float | None:
     chosen = trace.select()
-    return chosen.n_tokens / chosen.of_tokens if trace.windows and chosen.of_tokens else None
+    return chosen.n_tokens / chosen.of_tokens if trace.partly_sampled and chosen.of_tokens else None
 
 
 def _several(n: int) -> int | None:

@@ -12,6 +12,7 @@ from profinfer.capture.program import Program
 from profinfer.capture.sched import Scheduler
 from profinfer.capture.source import Source, build_source, headers_folder
 from profinfer.capture.uprobes import AttachError, Method, close_together
+from profinfer.capture.wanted import Wanted
 from profinfer.probes.plan import ProbePlan
 from profinfer.tracefile.schema import (
     CNT_COUNT,
@@ -44,23 +45,26 @@ class Probing:
     Args:
         plan: what is probed.
         pid: the process; it may be held, stopped or running.
-        ring_bytes: size of the ring buffer.
+        wanted: what it is to record beside the plan's probes.
         paused: record nothing until ``resume``; for a process that runs while probes are attached.
-        sched: record what the scheduler does with the process's threads, where the kernel lets us.
     """
 
     def __init__(
         self,
         plan: ProbePlan,
         pid: int,
-        ring_bytes: int,
+        wanted: Wanted,
         *,
         paused: bool = False,
-        sched: bool = True,
     ) -> None:
         self.plan = plan
-        self.sched = Scheduler.wanted(sched)
-        source = build_source(plan, ring_bytes=ring_bytes, sched=self.sched.definitions)
+        self.sched = Scheduler.wanted(wanted.sched)
+        source = build_source(
+            plan,
+            ring_bytes=wanted.ring_bytes,
+            sched=self.sched.definitions,
+            steps=wanted.steps,
+        )
         try:
             self._set_up(source, pid, paused, None)
         except AttachError:
@@ -70,7 +74,7 @@ class Probing:
             self._program.release()
             self._set_up(source, pid, paused, Method.PERF)
         self.sched.attach(self._program, pid)
-        self.ring = RingReader(self._program.ring_fd("ring"), ring_bytes)
+        self.ring = RingReader(self._program.ring_fd("ring"), wanted.ring_bytes)
         self._left = (0, 0)
 
     def _set_up(self, source: Source, pid: int, paused: bool, method: Method | None) -> None:

@@ -22,6 +22,7 @@ from profinfer.capture.progress import ProgressLine
 from profinfer.capture.readings import Forecast, Reading
 from profinfer.capture.signals import SignalWatch, pass_on
 from profinfer.capture.target import ExitStatus, LaunchedTarget, RunningTarget
+from profinfer.capture.wanted import Wanted
 from profinfer.capture.watch import LoadWatch, Stop
 from profinfer.errors import ProfinferError, TraceError
 from profinfer.probes.plan import ProbePlan, make_plan
@@ -83,9 +84,8 @@ class Recording:
         probing: probes that are in place, or None with a ``watch``.
         watch: waits for the engine to be loaded.
         level: level of a plan made later.
-        ring_bytes: ring size of a plan made later.
         qos: what the operators' probes may cost.
-        sched: whether a plan made later comes with the scheduler's events.
+        wanted: what a plan made later is to record.
         duration_s: end of the recording after this time, None for the target's end.
         progress: show the progress line.
     """
@@ -99,9 +99,8 @@ class Recording:
         probing: Probing | None,
         watch: LoadWatch | None,
         level: str,
-        ring_bytes: int,
         qos: QosLimits,
-        sched: bool,
+        wanted: Wanted,
         duration_s: float | None,
         progress: bool,
     ) -> None:
@@ -110,11 +109,10 @@ class Recording:
         self._writer = writer
         self._watch = watch
         self._level = level
-        self._ring_bytes = ring_bytes
         self._qos = qos
         self._governor: Governor | None = None
         self._switches = 0
-        self._sched = sched
+        self._wanted = wanted
         self._until = None if duration_s is None else time.monotonic() + duration_s
         self._progress = ProgressLine(wanted=progress)
         self._probing: Probing | None = None
@@ -223,7 +221,7 @@ class Recording:
         watch.close()
         self._watch = None
         plan = make_plan(program, level=self._level)
-        probing = Probing(plan, self._target.pid, self._ring_bytes, sched=self._sched)
+        probing = Probing(plan, self._target.pid, self._wanted)
         self._use(probing)
         told = {"engine": plan.engine_json(), "plan": probing.plan_json()}
         self._json(ChunkKind.UPDATE, {**told, "sched": probing.sched.to_json()})

@@ -21,6 +21,7 @@ from profinfer.capture.recording import Recording, RecordResult
 from profinfer.capture.signals import SignalWatch
 from profinfer.capture.target import Caller, LaunchedTarget, RunningTarget
 from profinfer.capture.uprobes import AttachError
+from profinfer.capture.wanted import Wanted
 from profinfer.capture.watch import LoadWatch
 from profinfer.elf.loader import loader_hook
 from profinfer.elf.process import ProcessImages
@@ -41,12 +42,11 @@ class RecordOptions:
         output: where the trace goes.
         force: replace an existing trace.
         level: ``token``, ``graph`` or ``op``.
-        ring_bytes: size of the ring buffer, a power of two.
+        wanted: what is recorded beside the plan's probes.
         debug_files: files with the symbols that were stripped from the engine.
         duration_s: end the recording after this time, None for the target's end.
         qos: what the operators' probes may cost; they are taken away for a while to keep it.
         progress: show the progress line.
-        sched: record what the scheduler does with the target's threads.
         shown: the command line's own options, for the trace's header.
     """
 
@@ -55,12 +55,11 @@ class RecordOptions:
     output: Path
     force: bool = False
     level: str = "op"
-    ring_bytes: int
+    wanted: Wanted
     debug_files: tuple[Path, ...] = ()
     duration_s: float | None = None
     qos: QosLimits = field(default_factory=QosLimits)
     progress: bool = False
-    sched: bool = True
     shown: dict[str, Any] = field(default_factory=dict)
 
 
@@ -79,7 +78,7 @@ def record(plan: ProbePlan | None, options: RecordOptions) -> RecordResult:
     with SignalWatch() as signals, LaunchedTarget(options.argv, caller=caller) as target:
         probing = watch = None
         if plan is not None:
-            probing = Probing(plan, target.pid, options.ring_bytes, sched=options.sched)
+            probing = Probing(plan, target.pid, options.wanted)
         else:
             images = ProcessImages(target.pid, options.debug_files)
             watch = LoadWatch(loader_hook(options.exe), images)
@@ -105,7 +104,7 @@ def attach(plan: ProbePlan, pid: int, options: RecordOptions) -> RecordResult:
     """
     with SignalWatch() as signals, RunningTarget(pid) as target:
         try:
-            probing = Probing(plan, pid, options.ring_bytes, paused=True, sched=options.sched)
+            probing = Probing(plan, pid, options.wanted, paused=True)
         except AttachError as error:
             if target.check() is None:
                 raise
@@ -117,7 +116,7 @@ def attach(plan: ProbePlan, pid: int, options: RecordOptions) -> RecordResult:
 def rehearse(plan: ProbePlan, options: RecordOptions) -> None:
     """Compile, load and attach as ``record`` does, for a target that is then not run."""
     with LaunchedTarget(options.argv) as target:
-        Probing(plan, target.pid, options.ring_bytes, sched=options.sched).close()
+        Probing(plan, target.pid, options.wanted).close()
 
 
 def _run(
@@ -135,9 +134,8 @@ def _run(
         probing=probing,
         watch=watch,
         level=options.level,
-        ring_bytes=options.ring_bytes,
         qos=options.qos,
-        sched=options.sched,
+        wanted=options.wanted,
         duration_s=options.duration_s,
         progress=options.progress,
     )
@@ -166,7 +164,7 @@ def _create(
             engine=Engine.from_json(plan.engine_json()) if plan else Engine(),
             plan=Plan.from_json(probing.plan_json()) if probing else Plan(level=options.level),
             sched=Sched.from_json(probing.sched.to_json()) if probing else Sched(),
-            ring_bytes=options.ring_bytes,
+            ring_bytes=options.wanted.ring_bytes,
             options=options.shown,
         ),
         force=options.force,

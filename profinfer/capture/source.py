@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from profinfer.capture.steps import Steps
 from profinfer.capture.uprobes import AttachPoint
 from profinfer.errors import EnvironmentProblem
 from profinfer.probes.operator_site import Location
@@ -165,7 +166,11 @@ def _definitions(plan: ProbePlan, ring_bytes: int) -> dict[str, int]:
 
 
 def build_source(
-    plan: ProbePlan, *, ring_bytes: int = RING_BYTES, sched: dict[str, int] | None = None
+    plan: ProbePlan,
+    *,
+    ring_bytes: int = RING_BYTES,
+    sched: dict[str, int] | None = None,
+    steps: Steps | None = None,
 ) -> Source:
     """Put the program of a plan together.
 
@@ -173,23 +178,25 @@ def build_source(
         plan: what is probed, and where.
         ring_bytes: size of the ring buffer, a power of two.
         sched: the kernel's layouts for the scheduler's events, None to leave these out.
+        steps: decode steps that operators are wanted of, None for all that runs.
     """
     folder = bpf_folder()
     machine = plan.images[0].elf.machine
     roles = {probe.role for probe in plan.probes}
     walks = plan.layout is not None and bool(roles & {"graph", "split", "leafs"})
-    files = ["events.h", "prelude.bpf.c", "calibrate.bpf.c", "batch.bpf.c", "calls.bpf.c"]
+    files = ["events.h"]
+    files += [f"{n}.bpf.c" for n in ("prelude", "calibrate", "gate", "batch", "calls")]
     if walks or any(role.startswith("op.") for role in roles):
         files.append("ops.bpf.c")
     if walks:
         files.append("graph.bpf.c")
     if sched:
         files.append("sched.bpf.c")
-    parts = ["#include <linux/ptrace.h>"]
+    text = ["#include <linux/ptrace.h>"]
     for name in files:
         # BCC only rewrites map accesses of the main text, so the files are joined, not included.
-        parts += [f'#line 1 "bpf/{name}"', (folder / name).read_text()]
-    parts.append('#line 1 "handlers"')
+        text += [f'#line 1 "bpf/{name}"', (folder / name).read_text()]
+    text.append('#line 1 "handlers"')
     points, entries = [], {}
     for probe in plan.probes:
         if probe.kind == "uprobe":
@@ -197,11 +204,11 @@ def build_source(
         entry_id = entries.get((probe.role, probe.function, probe.path), probe.id)
         name = f"pf_probe_{probe.id}"
         body = _handler(probe, entry_id, machine)
-        parts.append(f"int {name}(struct pt_regs *ctx) {{ return {body}; }}")
+        text.append(f"int {name}(struct pt_regs *ctx) {{ return {body}; }}")
         points.append(AttachPoint(name, probe.path, probe.offset, probe.kind == "uretprobe"))
-    values = _definitions(plan, ring_bytes) | (sched or {})
+    values = _definitions(plan, ring_bytes) | (sched or {}) | (steps.definitions if steps else {})
     flags = [f"-D{key}={value}" for key, value in values.items()]
     tail_calls = {"batch_steps": "pf_batch_step"}
     if walks:
         tail_calls["steps"] = "pf_walk_step"
-    return Source("\n".join(parts) + "\n", flags, points, tail_calls)
+    return Source("\n".join(text) + "\n", flags, points, tail_calls)

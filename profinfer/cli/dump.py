@@ -24,7 +24,7 @@ _HIDDEN = {"kind", "flags", "tid", "ts", "pad"}
 # Names of flag bits, by kind.
 _FLAGS = {
     "CALL_BEGIN": ("ENCODE",),
-    "GRAPH_BEGIN": ("CHANGED", "PARTIAL"),
+    "GRAPH_BEGIN": ("CHANGED", "PARTIAL", "NO_OPS"),
     "OPS": ("LAST",),
     "PTRS": ("LEAFS",),
     "SEQS": ("CUT",),

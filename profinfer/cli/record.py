@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from profinfer.cli.options import Span
 from profinfer.errors import TargetError, UsageProblem
 
 if TYPE_CHECKING:
@@ -59,6 +60,18 @@ def _ring_bytes(text: str) -> int:
     help="How deep to look; each level includes those before it.",
 )
 @click.option(
+    "--tokens",
+    type=Span(),
+    metavar="A:B",
+    help="Record operators only in decode steps A up to B of each generation.",
+)
+@click.option(
+    "--every",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Record operators only in every Nth decode step.",
+)
+@click.option(
     "--max-overhead",
     metavar="PERCENT",
     help="Keep the cost of the operators' probes below this share of the time, such as 2%, by "
@@ -107,6 +120,8 @@ def command(
     output: Path,
     force: bool,
     level: str,
+    tokens: tuple[int, int] | None,
+    every: int | None,
     max_overhead: str | None,
     min_tps: float | None,
     ring_size: str,
@@ -128,6 +143,8 @@ def command(
     from profinfer.capture.native import require_native
     from profinfer.capture.preflight import require_recording
     from profinfer.capture.session import RecordOptions, attach, record, rehearse
+    from profinfer.capture.steps import Steps
+    from profinfer.capture.wanted import Wanted
 
     if (pid is None) == (not command):
         raise UsageProblem(
@@ -136,6 +153,14 @@ def command(
         )
     ring_bytes = _ring_bytes(ring_size)
     qos = QosLimits(None if max_overhead is None else _share(max_overhead), min_tps)
+    steps = None
+    if tokens is not None or every is not None:
+        steps = Steps(*(tokens or (0, 1 << 31)), every or 1)
+    if steps and level != "op":
+        raise UsageProblem(
+            f"--tokens and --every choose among operators, and --level {level} has none",
+            hint="leave out --level",
+        )
     if qos and level != "op":
         raise UsageProblem(
             "--max-overhead and --min-tps take the operators' probes away for a while, and "
@@ -151,7 +176,7 @@ def command(
             output=output,
             force=force,
             level=level,
-            ring_bytes=ring_bytes,
+            wanted=Wanted(ring_bytes, sched, steps),
             debug_files=debug_files,
             qos=qos,
             duration_s=None if duration is None else _seconds(duration),
@@ -159,8 +184,9 @@ def command(
             progress=sys.stderr.isatty() and not sys.stdout.isatty()
             if progress is None
             else progress,
-            sched=sched,
-            shown={"level": level, "ring_bytes": ring_bytes} | qos.to_json(),
+            shown={"level": level, "ring_bytes": ring_bytes}
+            | qos.to_json()
+            | (steps.to_json() if steps else {}),
         ),
     )
     if print_bpf:
@@ -241,8 +267,9 @@ def _print_bpf(plan: ProbePlan | None, options: RecordOptions) -> int:
 
     if plan is None:
         raise UsageProblem("the program loads its engine later: there is no BPF program yet")
-    sched = Scheduler.wanted(options.sched).definitions
-    source = build_source(plan, ring_bytes=options.ring_bytes, sched=sched)
+    sched = Scheduler.wanted(options.wanted.sched).definitions
+    wanted = options.wanted
+    source = build_source(plan, ring_bytes=wanted.ring_bytes, sched=sched, steps=wanted.steps)
     click.echo("// cflags: " + " ".join(source.cflags))
     click.echo(source.text)
     return 0
@@ -299,7 +326,7 @@ def _finish(result: RecordResult, options: RecordOptions) -> int:
             + ", ".join(result.other_engines),
             err=True,
         )
-    if result.no_sched is not None and options.sched:
+    if result.no_sched is not None and options.wanted.sched:
         click.echo(f"profinfer: no thread states: {result.no_sched}", err=True)
     lost = f"{format_count(result.lost)} LOST" if result.lost else "none lost"
     calls = f"{format_count(result.calls)} calls"

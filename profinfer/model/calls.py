@@ -132,6 +132,7 @@ def build(records: Records, meta: TraceMetadata, trailer: Trailer | None) -> Spa
             "split_id": _parents(tid, begin, splits[splits["outermost"]]),
             "phase": _phase_of(call, calls),
             "walk_ns": int64(rows["walk_ns"]),
+            "wanted": (rows["flags"] & schema.GRAPH_NO_OPS) == 0,
             "partial": (rows["flags"] & schema.GRAPH_PARTIAL) != 0,
             "cut": pairs.end < 0,
             "complete": pairs.end >= 0,

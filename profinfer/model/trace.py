@@ -326,7 +326,7 @@ class Trace:
             filters.append(f"tokens {tokens[0]}:{tokens[1]}")
         asked_for = int(calls["n_tokens"].to_numpy()[kept].clip(min=0).sum())
         parent = graphs["call_id"].to_numpy()
-        if self.windows and not unsampled:
+        if self.partly_sampled and not unsampled:
             kept = kept.copy()
             kept[parent[~self._sampled & (parent >= 0)]] = False
         kept_graphs = np.r_[kept, False][parent]
@@ -334,7 +334,7 @@ class Trace:
             loose = parent < 0
             if phase in (None, "other"):
                 kept_graphs |= loose
-        if self.windows and not unsampled:
+        if self.partly_sampled and not unsampled:
             kept_graphs &= self._sampled
         if self.excerpt:
             kept_graphs &= ~graphs["cut"].to_numpy()
@@ -420,7 +420,14 @@ class Trace:
     def _sampled(self) -> npt.NDArray[np.bool_]:
         """Graphs during which the operators' probes were in place."""
         graphs = self._spans.graphs
-        return inside(graphs["begin_ns"].to_numpy(), graphs["end_ns"].to_numpy(), self.windows)
+        begin, end = graphs["begin_ns"].to_numpy(), graphs["end_ns"].to_numpy()
+        wanted: npt.NDArray[np.bool_] = graphs["wanted"].to_numpy()
+        return inside(begin, end, self.windows) & wanted
+
+    @property
+    def partly_sampled(self) -> bool:
+        """Operators were recorded during some graphs only, by intention."""
+        return not self._sampled.all()
 
     @property
     def _visits(self) -> Visits:

@@ -79,7 +79,7 @@ def leave_out(
         sampled: by graph.
         of: the windows.
     """
-    if not of:
+    if not of and sampled.all():
         return events, visits
     first = events.ts[visits.start] if len(visits.start) else np.zeros(0, np.int64)
     known = visits.graph >= 0

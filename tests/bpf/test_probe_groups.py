@@ -21,6 +21,7 @@ from profinfer.capture.probing import Probing
 from profinfer.capture.program import Program
 from profinfer.capture.source import headers_folder
 from profinfer.capture.uprobes import AttachError, AttachPoint, Method
+from profinfer.capture.wanted import Wanted
 from profinfer.elf.modules import open_program
 from profinfer.errors import EnvironmentProblem
 from profinfer.model.trace import Trace
@@ -66,7 +67,7 @@ def seen(probing: Probing) -> tuple[bool, bool, bool]:
 @pytest.mark.parametrize("method", list(Method))
 def test_levels_come_and_go(method, fake_ggml, target, monkeypatch) -> None:
     usable(method, monkeypatch)
-    probing = Probing(make_plan(open_program(str(fake_ggml))), target.pid, RING)
+    probing = Probing(make_plan(open_program(str(fake_ggml))), target.pid, Wanted(RING))
     try:
         assert probing.plan_json()["attached_by"] == method.value
         assert probing.attached == ("token", "graph", "op")
@@ -104,7 +105,7 @@ def op_records(entries: bytes) -> int:
 
 def test_open_batches_are_handed_over_once(fake_ggml, target) -> None:
     """What threads had begun when the operators' probes went, and nothing of it later again."""
-    probing = Probing(make_plan(open_program(str(fake_ggml))), target.pid, RING)
+    probing = Probing(make_plan(open_program(str(fake_ggml))), target.pid, Wanted(RING))
     got = bytearray()
     try:
         for _ in range(6):
@@ -129,7 +130,7 @@ def test_a_refused_link_makes_way_for_perf_events(
         raise AttachError(f"refused at {path}+{offsets[0]:#x}")
 
     monkeypatch.setattr(uprobes, "_link", refuse)
-    probing = Probing(make_plan(open_program(str(fake_ggml))), target.pid, RING)
+    probing = Probing(make_plan(open_program(str(fake_ggml))), target.pid, Wanted(RING))
     try:
         assert probing.plan_json()["attached_by"] == "perf event"
         assert seen(probing) == (True, True, True)

@@ -95,3 +95,34 @@ def test_limits_need_operators(tmp_path: Path, fake_ggml: Path, run_profinfer) -
         done = run_profinfer("record", "-o", tmp_path / "t.pf", *limits, "--", fake_ggml)
         assert done.returncode != 0
         assert "--max-overhead" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_only_some_decode_steps(tmp_path: Path, fake_ggml: Path, run_profinfer) -> None:
+    args = ("--tokens", "20", "--generations", "2", "--layers", "1", "--base-us", "2")
+    wanted = ["--tokens", "5:15", "--every", "3"]
+    trace = record_plain(tmp_path / "t.pf", fake_ggml, run_profinfer, wanted, *args)
+    sound(trace)
+    calls = trace.calls.set_index("call_id")
+    sampled = trace.graphs[trace.graphs["sampled"]]["call_id"]
+    assert calls.loc[sampled, "token_index"].tolist() == [5, 8, 11, 14] * 2
+    chosen = trace.select(phase="decode")
+    assert (chosen.n_tokens, chosen.of_tokens) == (8, 40)
+    report = run_profinfer("report", tmp_path / "t.pf", "--by", "op", "--phase", "decode")
+    assert "recorded during 8 of 40 tokens" in " ".join(report.stdout.split())
+
+
+def test_steps_of_parallel_sequences(tmp_path: Path, fake_ggml: Path, run_profinfer) -> None:
+    args = ("--slots", "3", "--tokens", "6", "--layers", "1", "--base-us", "2")
+    trace = record_plain(tmp_path / "t.pf", fake_ggml, run_profinfer, ["--tokens", "1:4"], *args)
+    sound(trace)
+    # Batches with prompts in them begin the count anew.
+    decode = trace.calls[(trace.calls["phase"] == "decode") & (trace.calls["n_seqs"] == 3)]
+    sampled = trace.graphs[trace.graphs["sampled"]]["call_id"]
+    assert sampled.tolist() == decode["call_id"].tolist()[1:4]
+
+
+def record_plain(path: Path, program: Path, run_profinfer, wanted: list[str], *args: str) -> Trace:
+    """Too short for a forecast."""
+    done = run_profinfer("record", "-o", path, *wanted, "--", program, *args, "--no-ops")
+    assert done.returncode == 0, done.stderr
+    return Trace.open(path)

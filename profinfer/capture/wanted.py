@@ -1,0 +1,22 @@
+"""Layer 4: what one recording is to hold, beside the probes of its plan."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from profinfer.capture.steps import Steps
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What is compiled into the BPF program of a plan.
+
+    Attributes:
+        ring_bytes: size of the ring buffer, a power of two.
+        sched: what the scheduler does with the target's threads, where the kernel lets us.
+        steps: decode steps that operators are recorded in, None for everything.
+    """
+
+    ring_bytes: int
+    sched: bool = True
+    steps: Steps | None = None
