@@ -5,13 +5,12 @@ Decides which views there are and in which order; computes nothing.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from profinfer.cli import options
+from profinfer.cli.views import PHASES, VIEWS, ReportOptions, views
 from profinfer.errors import ProfinferError, UsageProblem
 
 if TYPE_CHECKING:
@@ -19,47 +18,9 @@ if TYPE_CHECKING:
     from profinfer.model.selection import Selection
     from profinfer.model.trace import Trace
 
-VIEWS = ("op", "layer", "role", "node", "shape", "thread", "token", "generation")
-# Reported one by one, those that the trace has.
-_PHASES = ("decode", "prefill", "mixed", "encode")
-TOP = 10  # slowest operators in the short report
-TOP_VIEW = 20  # rows of a long view when a person reads it
-
 
 class EmptyTrace(ProfinferError):
     """There is nothing to report."""
-
-
-@dataclass(frozen=True)
-class ReportOptions:
-    """What the user asked for.
-
-    Attributes:
-        by: one view, None for the whole report.
-        phase: a phase, "all", or None for decode and prefill.
-        tokens: decoded tokens [a, b).
-        op: an operator type.
-        layer: layers [a, b).
-        top: rows of long views.
-        form: table, json or csv.
-        warmup: keep warm-up calls.
-        roofline: work and rates instead of computing and waiting.
-    """
-
-    by: str | None
-    phase: str | None
-    tokens: tuple[int, int] | None
-    op: str | None
-    layer: tuple[int, int] | None
-    top: int | None
-    form: str
-    warmup: bool
-    roofline: bool = False
-
-    @property
-    def narrowed(self) -> bool:
-        """Only a part of each graph is wanted."""
-        return self.op is not None or self.layer is not None
 
 
 @click.command(short_help="Print what a trace says.")
@@ -75,6 +36,9 @@ class ReportOptions:
 @click.option(
     "--roofline", is_flag=True, help="GFLOP/s, GB/s, and how far below the machine's roofs."
 )
+@click.option(
+    "--corrected", is_flag=True, help="Also operators' times without what the probes cost them."
+)
 def command(
     trace: str,
     by: str | None,
@@ -86,6 +50,7 @@ def command(
     form: str,
     warmup: bool,
     roofline: bool,
+    corrected: bool,
 ) -> None:
     """Print what TRACE says: how fast, where the time went, what is missing.
 
@@ -93,7 +58,10 @@ def command(
     role and layer, the slowest operators, the threads. Warm-up runs are left out.
     """
     op = op and op.upper()
-    report(trace, ReportOptions(by, phase, tokens, op, layer, top, form, warmup, roofline))
+    report(
+        trace,
+        ReportOptions(by, phase, tokens, op, layer, top, form, warmup, roofline, corrected),
+    )
 
 
 def report(path: str, asked: ReportOptions) -> None:
@@ -110,7 +78,7 @@ def report(path: str, asked: ReportOptions) -> None:
     trace = Trace.open(path)
     _check_level(trace, asked)
     selections = _selections(trace, asked)
-    results = list(_views(trace, asked, selections))
+    results = list(views(trace, asked, selections))
     if asked.form == "json":
         from profinfer.render.machine import to_json
 
@@ -139,6 +107,8 @@ def _check_usage(asked: ReportOptions) -> None:
 
 def _check_level(trace: Trace, asked: ReportOptions) -> None:
     """A clear line for what this trace cannot tell."""
+    from profinfer.analysis.correction import probe_cost_ns
+
     if not len(trace.calls) and not len(trace.graphs):
         if trace.meta.nothing_probed:
             raise EmptyTrace(
@@ -150,12 +120,17 @@ def _check_level(trace: Trace, asked: ReportOptions) -> None:
             f"profinfer info {trace.path}",
         )
     needs_ops = asked.by not in (None, "token", "generation")
-    needs_ops = needs_ops or asked.narrowed or asked.roofline
+    needs_ops = needs_ops or asked.narrowed or asked.roofline or asked.corrected
     if needs_ops and not len(trace.ops):
         level = trace.meta.plan.level or "graph"
         raise UsageProblem(
             f"{trace.path} holds no operators: it was recorded at level {level}",
             "profinfer record --level op -- PROGRAM ...",
+        )
+    if asked.corrected and probe_cost_ns(trace) is None:
+        raise UsageProblem(
+            f"{trace.path} does not say what a probe costs: there is nothing to correct by",
+            "leave out --corrected",
         )
     if asked.op is not None and asked.op not in trace.nodes["op"].cat.categories:
         ran = trace.nodes["op"][~trace.nodes["empty"]].unique()
@@ -185,7 +160,7 @@ def _selections(trace: Trace, asked: ReportOptions) -> list[Selection]:
     elif asked.by == "token":
         found = [select(None)]
     else:
-        found = [s for phase in _PHASES if not (s := select(phase)).empty]
+        found = [s for phase in PHASES if not (s := select(phase)).empty]
         found = found or [select(None)]
     found = [s for s in found if not s.empty]
     if not found:
@@ -201,91 +176,6 @@ def _selections(trace: Trace, asked: ReportOptions) -> list[Selection]:
             f"profinfer report {trace.path} --by layer, or --by op, shows what there is",
         )
     return found
-
-
-def _views(trace: Trace, asked: ReportOptions, selections: list[Selection]) -> Iterator[Result]:
-    """The Results, in order."""
-    from profinfer.analysis import (
-        findings,
-        generations,
-        operators,
-        overview,
-        scheduling,
-        threads,
-        tokens,
-    )
-
-    human = asked.form == "table"
-    if asked.by == "generation":
-        yield generations.generations(trace, asked.top)
-        return
-    top = asked.top or (TOP_VIEW if human else None)
-    if asked.roofline:
-        yield from _rooflines(trace, asked, selections, top)
-        return
-    if asked.by is not None:
-        for chosen in selections:
-            if asked.by == "node":
-                yield operators.by_node(trace, chosen, top)
-            elif asked.by == "shape":
-                yield operators.by_shape(trace, chosen, top)
-            elif asked.by == "thread":
-                yield threads.threads(trace, chosen, states=not human)
-                if trace.has_sched and asked.form != "csv":
-                    found = findings.as_notes(findings.findings(trace, chosen))
-                    yield scheduling.thread_states(trace, chosen, found)
-            elif asked.by == "token":
-                yield tokens.tokens(trace, chosen, asked.top)
-            else:
-                yield operators.by(trace, chosen, asked.by)
-        return
-    yield overview.overview(trace)
-    if len(trace.calls):
-        yield overview.phases(trace)
-        prompts = generations.generations(trace, TOP if human else None)
-        if len(prompts.frame) > 1:
-            yield prompts
-    found_all = findings.result(trace, trace.select())
-    if len(found_all.frame) or not human:
-        yield found_all
-    for number, chosen in enumerate(selections):
-        if chosen.n_calls and not asked.narrowed:
-            yield overview.ledger(trace, chosen)
-        if not len(trace.ops):
-            if chosen.n_graphs:
-                yield tokens.graphs(trace, chosen)
-            continue
-        yield operators.by(trace, chosen, "op")
-        yield operators.by(trace, chosen, "role")
-        if human and number:
-            continue  # a person asks for the details of a second phase with --phase
-        yield (operators.layers_brief if human else _by_layer)(trace, chosen)
-        yield operators.by_node(trace, chosen, asked.top or (TOP if human else None))
-        yield threads.threads(trace, chosen, states=not human)
-        if trace.has_sched:
-            yield scheduling.thread_states(trace, chosen)
-    yield overview.self_check(trace)
-
-
-def _rooflines(
-    trace: Trace, asked: ReportOptions, selections: list[Selection], top: int | None
-) -> Iterator[Result]:
-    """The view that was asked for, or by operator, by role and the slowest nodes."""
-    from profinfer.analysis.roofline import roofline
-    from profinfer.analysis.roofs import of_trace
-
-    found = of_trace(trace)
-    short = asked.top or (top and TOP)
-    for chosen in selections:
-        for by in (asked.by,) if asked.by else ("op", "role", "node"):
-            rows = top if asked.by else short
-            yield roofline(trace, chosen, by, found, rows if by in ("node", "shape") else None)
-
-
-def _by_layer(trace: Trace, selection: Selection) -> Result:
-    from profinfer.analysis import operators
-
-    return operators.by(trace, selection, "layer")
 
 
 def _print(results: list[Result]) -> None:

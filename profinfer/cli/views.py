@@ -1,0 +1,144 @@
+"""Layer 8: which views a report has, and in which order. Computes nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from profinfer.analysis.result import Result
+    from profinfer.model.selection import Selection
+    from profinfer.model.trace import Trace
+
+VIEWS = ("op", "layer", "role", "node", "shape", "thread", "token", "generation")
+# Reported one by one, those that the trace has.
+PHASES = ("decode", "prefill", "mixed", "encode")
+TOP = 10  # slowest operators in the short report
+TOP_VIEW = 20  # rows of a long view when a person reads it
+
+
+@dataclass(frozen=True)
+class ReportOptions:
+    """What the user asked for.
+
+    Attributes:
+        by: one view, None for the whole report.
+        phase: a phase, "all", or None for decode and prefill.
+        tokens: decoded tokens [a, b).
+        op: an operator type.
+        layer: layers [a, b).
+        top: rows of long views.
+        form: table, json or csv.
+        warmup: keep warm-up calls.
+        roofline: work and rates instead of computing and waiting.
+        corrected: operators' times without the probes' cost, beside the raw ones.
+    """
+
+    by: str | None
+    phase: str | None
+    tokens: tuple[int, int] | None
+    op: str | None
+    layer: tuple[int, int] | None
+    top: int | None
+    form: str
+    warmup: bool
+    roofline: bool = False
+    corrected: bool = False
+
+    @property
+    def narrowed(self) -> bool:
+        """Only a part of each graph is wanted."""
+        return self.op is not None or self.layer is not None
+
+
+def views(trace: Trace, asked: ReportOptions, selections: list[Selection]) -> Iterator[Result]:
+    """The Results, in order."""
+    from profinfer.analysis import (
+        findings,
+        generations,
+        operators,
+        overview,
+        scheduling,
+        threads,
+        tokens,
+    )
+    from profinfer.analysis.correction import corrected
+
+    human = asked.form == "table"
+
+    def shown(result: Result, selection: Selection) -> Result:
+        return corrected(result, trace, selection) if asked.corrected else result
+
+    if asked.by == "generation":
+        yield generations.generations(trace, asked.top)
+        return
+    top = asked.top or (TOP_VIEW if human else None)
+    if asked.roofline:
+        yield from _rooflines(trace, asked, selections, top)
+        return
+    if asked.by is not None:
+        for chosen in selections:
+            if asked.by == "node":
+                yield shown(operators.by_node(trace, chosen, top), chosen)
+            elif asked.by == "shape":
+                yield shown(operators.by_shape(trace, chosen, top), chosen)
+            elif asked.by == "thread":
+                yield threads.threads(trace, chosen, states=not human)
+                if trace.has_sched and asked.form != "csv":
+                    found = findings.as_notes(findings.findings(trace, chosen))
+                    yield scheduling.thread_states(trace, chosen, found)
+            elif asked.by == "token":
+                yield tokens.tokens(trace, chosen, asked.top)
+            else:
+                yield shown(operators.by(trace, chosen, asked.by), chosen)
+        return
+    yield overview.overview(trace)
+    if len(trace.calls):
+        yield overview.phases(trace)
+        prompts = generations.generations(trace, TOP if human else None)
+        if len(prompts.frame) > 1:
+            yield prompts
+    found_all = findings.result(trace, trace.select())
+    if len(found_all.frame) or not human:
+        yield found_all
+    for number, chosen in enumerate(selections):
+        if chosen.n_calls and not asked.narrowed:
+            yield overview.ledger(trace, chosen)
+        if not len(trace.ops):
+            if chosen.n_graphs:
+                yield tokens.graphs(trace, chosen)
+            continue
+        yield shown(operators.by(trace, chosen, "op"), chosen)
+        yield shown(operators.by(trace, chosen, "role"), chosen)
+        if human and number:
+            continue  # a person asks for the details of a second phase with --phase
+        layers = (operators.layers_brief if human else _by_layer)(trace, chosen)
+        yield shown(layers, chosen)
+        slowest = operators.by_node(trace, chosen, asked.top or (TOP if human else None))
+        yield shown(slowest, chosen)
+        yield threads.threads(trace, chosen, states=not human)
+        if trace.has_sched:
+            yield scheduling.thread_states(trace, chosen)
+    yield overview.self_check(trace)
+
+
+def _rooflines(
+    trace: Trace, asked: ReportOptions, selections: list[Selection], top: int | None
+) -> Iterator[Result]:
+    """The view that was asked for, or by operator, by role and the slowest nodes."""
+    from profinfer.analysis.roofline import roofline
+    from profinfer.analysis.roofs import of_trace
+
+    found = of_trace(trace)
+    short = asked.top or (top and TOP)
+    for chosen in selections:
+        for by in (asked.by,) if asked.by else ("op", "role", "node"):
+            rows = top if asked.by else short
+            yield roofline(trace, chosen, by, found, rows if by in ("node", "shape") else None)
+
+
+def _by_layer(trace: Trace, selection: Selection) -> Result:
+    from profinfer.analysis import operators
+
+    return operators.by(trace, selection, "layer")
