@@ -126,7 +126,7 @@ struct pf_graph {
     unsigned int probe;
 };
 
-/* One operator record, 8 bytes. */
+/* What an operator record says. */
 enum pf_op_kind {
     PF_OP_END = 1,     /* arg = loop index read at the barrier call (bias in the metadata)  */
     PF_OP_BEGIN = 2,   /* arg = low 24 bits of (tensor address >> 4)                        */
@@ -135,19 +135,30 @@ enum pf_op_kind {
     PF_OP_LEAVE = 5,   /* arg = 0: the thread reached the barrier after the loop            */
 };
 
+/* A batch holds its records in one of two forms. Wide: n times pf_op. */
 struct pf_op {
     unsigned int dt;             /* nanoseconds since the batch's h.ts */
     unsigned int what;           /* pf_op_kind << 24 | arg */
 };
 
+/* Compact: n times 32 bits. The first record is at h.ts and holds what a pf_op's `what` would: an
+ * END, ENTER or LEAVE. Any further one is code << PF_OPS_DT_BITS | ns since h.ts; its code says by
+ * how much the loop index has grown since the record before (from -1 after an ENTER), or LEAVE,
+ * which is the batch's last. What does not fit begins a new batch, so that each can be read
+ * alone. */
+#define PF_OPS_DT_BITS 27
+#define PF_OPS_MAX_STEP 30       /* codes 1 .. 30: END; 0 is no code */
+#define PF_OPS_CODE_LEAVE 31
+
 #define PF_OPS_LAST 1            /* flags: this batch ends the thread's visit of a graph */
+#define PF_OPS_COMPACT 2         /* flags: the compact form */
 
 struct pf_ops {
     struct pf_hdr h;             /* ts: base of the batch */
     unsigned long long cgraph;   /* 0: not known at the probe site */
     unsigned int seq;            /* per thread, +1 a batch, so that a lost one is seen */
     unsigned int n;              /* records that follow */
-    struct pf_op op[];
+    struct pf_op op[];           /* or, compact, unsigned int [] */
 };
 
 #define PF_PTRS_LEAFS 1          /* flags: leafs[], else nodes[] */

@@ -1,5 +1,13 @@
 /* Operator level, per thread: the hot path. One probe an operator where the plan allows it,
- * 8 bytes a record, one ring-buffer entry a batch. */
+ * 4 bytes a record (8 with PF_OPS_WIDE), one ring-buffer entry a batch. */
+
+#ifdef PF_OPS_WIDE
+#define PF_OPS_FORM 0
+#define PF_DT_BITS 32
+#else
+#define PF_OPS_FORM PF_OPS_COMPACT
+#define PF_DT_BITS PF_OPS_DT_BITS
+#endif
 
 static __always_inline void pf_flush(struct pf_slot *s, u16 flags)
 {
@@ -7,9 +15,9 @@ static __always_inline void pf_flush(struct pf_slot *s, u16 flags)
     PF_KEEP_BOUND(n);
     if (n == 0 || n > PF_OPS_PER_BATCH)
         return;
-    s->head.h.flags = flags;
-    u64 size = sizeof(struct pf_ops) + n * sizeof(struct pf_op);
-    long err = pf_emit(s, size, PF_OPS);
+    s->head.h.flags = PF_OPS_FORM | flags;
+    u64 size = sizeof(struct pf_ops) + n * sizeof(pf_op_record);
+    long err = pf_emit(&s->head, size, PF_OPS);
     s->head.n = 0;
     if (err == PF_PAUSED)
         return;
@@ -17,18 +25,26 @@ static __always_inline void pf_flush(struct pf_slot *s, u16 flags)
     s->head.seq++; /* also when lost: the gap shows which thread lost a batch, and when */
 }
 
-static __always_inline void pf_op_add(struct pf_slot *s, u64 now, u32 what)
+/* `code` is the compact record's, 0 where it has none: then the record begins a batch. */
+static __always_inline void pf_op_add(struct pf_slot *s, u64 now, u32 what, u32 code)
 {
     u32 n = s->head.n;
-    if (n && (now - s->head.h.ts) >> 32) { /* does not fit a record's 32 bits: 4.3 s */
+    u64 dt = now - s->head.h.ts;
+    if (n && (dt >> PF_DT_BITS || !code)) { /* does not fit: too late by 0.13 s, wide 4.3 s */
         pf_flush(s, 0);
         n = 0;
     }
-    if (n == 0)
-        pf_header(&s->head.h, PF_OPS, 0, now);
-    struct pf_op *op = &s->op[n & (PF_OPS_PER_BATCH - 1)];
-    op->dt = now - s->head.h.ts;
+    if (n == 0) {
+        pf_header(&s->head.h, PF_OPS, PF_OPS_FORM, now);
+        dt = 0;
+    }
+    pf_op_record *op = &s->op[n & (PF_OPS_PER_BATCH - 1)];
+#ifdef PF_OPS_WIDE
+    op->dt = dt;
     op->what = what;
+#else
+    *op = n ? code << PF_OPS_DT_BITS | (u32)dt : what;
+#endif
     s->head.n = n + 1;
     if (n + 1 == PF_OPS_PER_BATCH)
         pf_flush(s, 0);
@@ -45,7 +61,8 @@ static __always_inline int pf_loop_enter(struct pt_regs *ctx)
         return 0;
     pf_flush(s, 0);
     s->head.cgraph = 0;
-    pf_op_add(s, now, PF_OP_ENTER << 24);
+    s->index = -1;
+    pf_op_add(s, now, PF_OP_ENTER << 24, 0);
     return 0;
 }
 
@@ -57,7 +74,7 @@ static __always_inline int pf_loop_leave(struct pt_regs *ctx)
     struct pf_slot *s = pf_slot_get();
     if (!s)
         return 0;
-    pf_op_add(s, now, PF_OP_LEAVE << 24);
+    pf_op_add(s, now, PF_OP_LEAVE << 24, PF_OPS_CODE_LEAVE);
     pf_flush(s, PF_OPS_LAST);
     return 0;
 }
@@ -76,9 +93,14 @@ static __always_inline int pf_loop_barrier(struct pt_regs *ctx, u32 index, u64 c
             pf_flush(s, 0);
         s->head.cgraph = cgraph;
     }
-    pf_op_add(s, now, PF_OP_END << 24 | (index & 0xffffff));
+    index &= 0xffffff;
+    u32 step = index - s->index;
+    s->index = index;
+    pf_op_add(s, now, PF_OP_END << 24 | index, step <= PF_OPS_MAX_STEP ? step : 0);
     return 0;
 }
+
+#ifdef PF_OPS_WIDE
 
 /* f(params, tensor): an operator begins. Tensors are 16-byte aligned and those of one graph lie
  * within 256 MiB, so 24 bits above the lowest four name one. */
@@ -89,7 +111,7 @@ static __always_inline int pf_op_begin(struct pt_regs *ctx, u64 tensor)
     u64 now = bpf_ktime_get_ns();
     struct pf_slot *s = pf_slot_get();
     if (s)
-        pf_op_add(s, now, PF_OP_BEGIN << 24 | ((tensor >> 4) & 0xffffff));
+        pf_op_add(s, now, PF_OP_BEGIN << 24 | ((tensor >> 4) & 0xffffff), 1);
     return 0;
 }
 
@@ -100,6 +122,7 @@ static __always_inline int pf_barrier(struct pt_regs *ctx)
     u64 now = bpf_ktime_get_ns();
     struct pf_slot *s = pf_slot_get();
     if (s)
-        pf_op_add(s, now, PF_OP_BARRIER << 24);
+        pf_op_add(s, now, PF_OP_BARRIER << 24, 1);
     return 0;
 }
+#endif

@@ -16,11 +16,20 @@ static long (*pf_read_user)(void *to, u32 size, const void *from) = (void *)BPF_
 BPF_RINGBUF_OUTPUT(ring, PF_RING_PAGES);
 BPF_PERCPU_ARRAY(counters, u64, PF_CNT_COUNT);
 
+/* Where operators are told by begins and barriers, their records have to be wide. */
+#ifdef PF_OPS_WIDE
+typedef struct pf_op pf_op_record;
+#else
+typedef u32 pf_op_record;
+#endif
+
 /* One thread's open batch. Keyed by tid and not by CPU: a uprobe program can be preempted, and
  * then another thread of the target would write into the same per-CPU buffer. */
 struct pf_slot {
-    struct pf_ops head;
-    struct pf_op op[PF_OPS_PER_BATCH];
+    u32 index;           /* loop index of the last record; here, in the cache line of the head */
+    u32 pad;
+    struct pf_ops head;  /* from here on as it is sent; capture/leftover.py knows the place */
+    pf_op_record op[PF_OPS_PER_BATCH];
 };
 /* An array and not a hash: its lookup is inlined and takes some 50 ns less. A thread's
  * place follows from its tid; claims decides who has a place when two threads want the same. */

@@ -25,7 +25,11 @@ from profinfer.tracefile.schema import (
     CNT_OP_RECORDS,
     CNT_SENT,
     GRAPH_CHANGED,
+    OPS_CODE_LEAVE,
+    OPS_COMPACT,
+    OPS_DT_BITS,
     OPS_LAST,
+    OPS_MAX_STEP,
     OPS_PER_BATCH,
     PTRS_LEAFS,
     PTRS_PER_RECORD,
@@ -298,6 +302,27 @@ class GraphTruth:
 OpEvent = tuple[int, OpKind, int]  # (ts, kind, arg)
 
 
+def compact_records(events: Sequence[OpEvent]) -> list[int] | None:
+    """A batch's records in the compact form, None if they do not fit it; one by one, as it says."""
+    (base, first, arg), *rest = events
+    if first not in (OpKind.END, OpKind.ENTER, OpKind.LEAVE) or (first is OpKind.LEAVE and rest):
+        return None
+    out = [first << 24 | arg]
+    index = arg if first is OpKind.END else -1
+    for place, (ts, kind, arg) in enumerate(rest, 1):
+        step = arg - index
+        if not 0 <= ts - base < 1 << OPS_DT_BITS:
+            return None
+        if kind is OpKind.END and 1 <= step <= OPS_MAX_STEP:
+            out.append(step << OPS_DT_BITS | ts - base)
+            index = arg
+        elif kind is OpKind.LEAVE and place == len(rest):
+            out.append(OPS_CODE_LEAVE << OPS_DT_BITS | ts - base)
+        else:
+            return None
+    return out
+
+
 class TraceBuilder:
     """A trace in the making. Records go to the stream in the order of the calls.
 
@@ -305,11 +330,13 @@ class TraceBuilder:
         meta: the metadata as a JSON object; change it before ``bytes``.
         chunk_bytes: a RING chunk is cut when it is at least this long.
         counters: as the BPF program would have counted; kept up to date by the record methods.
+        wide: write operator batches in the wide form; else what fits is compact.
     """
 
-    def __init__(self, *, chunk_bytes: int = 1 << 16, **changes: Any) -> None:
+    def __init__(self, *, chunk_bytes: int = 1 << 16, wide: bool = False, **changes: Any) -> None:
         self.meta = merge(copy.deepcopy(METADATA), changes)
         self.chunk_bytes = chunk_bytes
+        self.wide = wide
         self.counters = [0] * CNT_COUNT
         self.records = 0
         self.threads: dict[str, str] = {}
@@ -492,11 +519,18 @@ class TraceBuilder:
             self.counters[CNT_OP_LOST] += len(events)
             return
         base = events[0][0]
-        body = struct.pack("<QII", cgraph, seq, len(events)) + b"".join(
-            struct.pack("<II", ts - base, kind << 24 | arg) for ts, kind, arg in events
-        )
+        flags = OPS_LAST if last else 0
+        told = None if self.wide else compact_records(events)
+        if told is not None:
+            flags |= OPS_COMPACT
+            packed = struct.pack(f"<{len(told)}I", *told)
+        else:
+            packed = b"".join(
+                struct.pack("<II", ts - base, kind << 24 | arg) for ts, kind, arg in events
+            )
         self.counters[CNT_OP_RECORDS] += len(events)
-        self.record(Kind.OPS, tid, base, body, OPS_LAST if last else 0)
+        body = struct.pack("<QII", cgraph, seq, len(events)) + packed
+        self.record(Kind.OPS, tid, base, body, flags)
 
     # -- larger pieces -----------------------------------------------------------------------
 

@@ -10,9 +10,14 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterable
 
-from profinfer.tracefile.schema import OP, OPS, OPS_PER_BATCH
+from profinfer.tracefile.frames import padded
+from profinfer.tracefile.schema import OP, OP_COMPACT, OPS, OPS_COMPACT, OPS_PER_BATCH
 
-_CGRAPH_AT, _SEQ_AT, _N_AT = (OPS.fields[name][1] for name in ("cgraph", "seq", "n"))  # type: ignore[index]
+_HEAD_AT = 8  # of the batch in struct pf_slot; the loop index before it is no part of the record
+_FLAGS_AT, _CGRAPH_AT, _SEQ_AT, _N_AT = (
+    _HEAD_AT + OPS.fields[name][1]  # type: ignore[index]
+    for name in ("flags", "cgraph", "seq", "n")
+)
 _ENTRY = struct.Struct("<II")
 
 
@@ -23,15 +28,18 @@ def open_batches(slots: Iterable[bytes]) -> tuple[list[bytes], int, dict[int, by
         slots: raw ``struct pf_slot`` values, by place.
 
     Returns:
-        The entries, the operator records in them, and by place what the slots are to be set to:
-        as they would be had their threads handed the batches over.
+        The entries, padded; the operator records in them; and by place what the slots are to be set
+        to: as they would be had their threads handed the batches over.
     """
     entries, records, emptied = [], 0, {}
     for place, slot in enumerate(slots):
         n = int.from_bytes(slot[_N_AT : _N_AT + 4], "little")
         if 0 < n <= OPS_PER_BATCH:
-            payload = slot[: OPS.itemsize + n * OP.itemsize]
-            entries.append(_ENTRY.pack(len(payload), 0) + payload)
+            compact = slot[_FLAGS_AT] & OPS_COMPACT
+            each = OP_COMPACT.itemsize if compact else OP.itemsize
+            payload = slot[_HEAD_AT : _HEAD_AT + OPS.itemsize + n * each]
+            entry = _ENTRY.pack(len(payload), 0) + payload
+            entries.append(entry.ljust(padded(len(entry)), b"\0"))
             records += n
             after = bytearray(slot)
             seq = int.from_bytes(slot[_SEQ_AT : _SEQ_AT + 4], "little") + 1

@@ -132,6 +132,8 @@ def _definitions(plan: ProbePlan, ring_bytes: int) -> dict[str, int]:
         "PF_MAX_SEQS": _MAX_SEQS,
         "PF_PROCESS_ENCODE": 0,  # enum llama_process_type
     }
+    if plan.ops.mode == "pair":
+        values["PF_OPS_WIDE"] = 1
     layout = plan.layout
     if layout is None:
         return values

@@ -25,7 +25,7 @@ _HIDDEN = {"kind", "flags", "tid", "ts", "pad"}
 _FLAGS = {
     "CALL_BEGIN": ("ENCODE",),
     "GRAPH_BEGIN": ("CHANGED", "PARTIAL", "NO_OPS"),
-    "OPS": ("LAST",),
+    "OPS": ("LAST", "COMPACT"),
     "PTRS": ("LEAFS",),
     "SEQS": ("CUT",),
     "SCHED": ("OUT", "IN", "WAKE", "NEW", "PREEMPT"),

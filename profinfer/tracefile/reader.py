@@ -21,19 +21,14 @@ import numpy as np
 from profinfer.errors import TraceError
 from profinfer.tracefile.frames import Chunk, Scan, parse_file_header, scan_chunks
 from profinfer.tracefile.metadata import JsonObject, TraceMetadata, Trailer, merge
-from profinfer.tracefile.ringindex import (
-    OpRecords,
-    Records,
-    RingIndex,
-    build_index,
-    gather,
-    gather_ops,
-)
+from profinfer.tracefile.opbatches import OpRecords, expand
+from profinfer.tracefile.ringindex import Records, RingIndex, build_index, gather
 from profinfer.tracefile.schema import (
     CNT_SENT,
     FIXED,
     MAJOR,
     MINOR,
+    OPS,
     ChunkKind,
     Kind,
     tensor_dtype,
@@ -150,8 +145,8 @@ class TraceReader:
     def ops(self) -> OpRecords:
         """All operator batches and their records, in stream order."""
         index = self.records()
-        order = np.flatnonzero(index.kind == Kind.OPS)
-        return OpRecords(order, *gather_ops(self._words, index.offset[order]))
+        order, batches = self._rows(Kind.OPS, OPS)
+        return OpRecords(order, batches, *expand(self._words, index.offset[order], batches))
 
     def tensors(self) -> Records:
         """All TENSOR records; ``raw`` is the engine's struct (``structs.tensor_struct``)."""

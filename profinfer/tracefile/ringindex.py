@@ -15,10 +15,11 @@ import numpy as np
 import numpy.typing as npt
 
 from profinfer.tracefile.frames import Chunk
+from profinfer.tracefile.opbatches import Ints, Rows, Words, malformed, record_size
 from profinfer.tracefile.schema import (
     FIXED,
-    OP,
     OPS,
+    OPS_COMPACT,
     OPS_PER_BATCH,
     PTRS_PER_RECORD,
     RING_BUSY,
@@ -29,10 +30,6 @@ from profinfer.tracefile.schema import (
 
 _ENTRY_HEADER = 8
 _MIN_RECORD = 16
-
-Words = npt.NDArray[np.uint64]
-Ints = npt.NDArray[np.int64]
-Rows = npt.NDArray[np.void]
 
 
 @dataclass(frozen=True)
@@ -66,22 +63,6 @@ class Records(NamedTuple):
 
     order: Ints
     rows: Rows
-
-
-class OpRecords(NamedTuple):
-    """All operator records.
-
-    Attributes:
-        order: int64 place of each batch in the stream.
-        batches: ``schema.OPS`` rows.
-        ops: ``schema.OP`` rows of all batches, end to end.
-        counts: int64 number of ``ops`` of each batch.
-    """
-
-    order: Ints
-    batches: Rows
-    ops: Rows
-    counts: Ints
 
 
 def build_index(
@@ -187,8 +168,15 @@ def _well_formed(
         mine_ok = mine[fits]
         if known is Kind.OPS:
             n = (words[at8[mine_ok] + 4] >> np.uint64(32)).astype(np.int64)
-            whole = (n <= OPS_PER_BATCH) & (length[mine_ok] >= size + n * OP.itemsize)
+            flags = (words[at8[mine_ok] + 1] >> np.uint64(16)).astype(np.uint16)
+            whole = (n <= OPS_PER_BATCH) & (length[mine_ok] >= size + n * record_size(flags))
             mine_ok = mine_ok[whole]
+            torn = _torn_batches(words, at8[mine_ok], n[whole], flags[whole])
+            if torn.any():
+                problems.append(
+                    f"{torn.sum()} OPS record(s) were skipped: their compact form is malformed"
+                )
+            mine_ok, count = mine_ok[~torn], count - int(torn.sum())
         elif known is Kind.PTRS:
             n = (words[at8[mine_ok] + 5] >> np.uint64(32)).astype(np.int64)
             mine_ok = mine_ok[n <= PTRS_PER_RECORD]
@@ -199,6 +187,16 @@ def _well_formed(
                 " their length disagrees with their content"
             )
     return good
+
+
+def _torn_batches(
+    words: Words, at8: Ints, n: Ints, flags: npt.NDArray[np.uint16]
+) -> npt.NDArray[np.bool_]:
+    """Which batches are compact and malformed."""
+    compact = np.flatnonzero(flags & OPS_COMPACT)
+    torn = np.zeros(len(n), np.bool_)
+    torn[compact] = malformed(words, (at8[compact] << 3) + _ENTRY_HEADER, n[compact])
+    return torn
 
 
 def gather(words: Words, offset: Ints, dtype: np.dtype[np.void]) -> Rows:
@@ -222,18 +220,3 @@ def gather(words: Words, offset: Ints, dtype: np.dtype[np.void]) -> Rows:
         for row, start in enumerate(at8.tolist()):
             out[row] = words[start : start + per]
     return out.view(dtype).reshape(len(offset))
-
-
-def gather_ops(words: Words, offset: Ints) -> tuple[Rows, Rows, Ints]:
-    """Batches, all their operator records end to end, and how many each batch has."""
-    batches = gather(words, offset, OPS)
-    counts = batches["n"].astype(np.int64)
-    starts = (offset >> 3) + OPS.itemsize // 8
-    total = int(counts.sum())
-    if total <= 64 * len(counts):
-        # Short batches: one gather is cheaper than a slice for each.
-        ends = np.cumsum(counts)
-        where = np.arange(total) + np.repeat(starts - (ends - counts), counts)
-        return batches, words[where].view(OP), counts
-    pieces = [words[a : a + n] for a, n in zip(starts.tolist(), counts.tolist(), strict=True)]
-    return batches, np.concatenate(pieces).view(OP), counts

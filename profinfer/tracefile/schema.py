@@ -13,7 +13,7 @@ import numpy as np
 # --- file frame -----------------------------------------------------------------------
 MAGIC = b"\x89PF\r\n\x1a\n\x00"
 MAJOR = 1
-MINOR = 1  # 1: SCHED
+MINOR = 1  # 1: SCHED, SEQS, compact OPS
 CHUNK_MAGIC = 0x4B4E4843  # "CHNK"
 
 FILE_HEADER = np.dtype(
@@ -102,6 +102,11 @@ GRAPH_CHANGED = 1
 GRAPH_PARTIAL = 2
 GRAPH_NO_OPS = 4
 OPS_LAST = 1
+OPS_COMPACT = 2
+# The compact form: a code above the time; the code is a step of the loop index, or LEAVE.
+OPS_DT_BITS = 27
+OPS_MAX_STEP = 30
+OPS_CODE_LEAVE = 31
 PTRS_LEAFS = 1
 SCHED_OUT, SCHED_IN, SCHED_WAKE, SCHED_NEW, SCHED_PREEMPT = 1, 2, 4, 8, 16
 
@@ -159,7 +164,8 @@ GRAPH = np.dtype(
     ]
 )
 OP = np.dtype([("dt", "<u4"), ("what", "<u4")])
-OPS = np.dtype([*_H, ("cgraph", "<u8"), ("seq", "<u4"), ("n", "<u4")])  # then n x OP
+OP_COMPACT = np.dtype("<u4")
+OPS = np.dtype([*_H, ("cgraph", "<u8"), ("seq", "<u4"), ("n", "<u4")])  # then n x OP or OP_COMPACT
 PTRS = np.dtype(
     [
         *_H,

@@ -105,9 +105,10 @@ def test_constants(tmp_path: Path) -> None:
     for name in set(names) - {k.name for k in schema.Kind}:
         wanted[f"PF_{name}"] = getattr(schema, name)
     wanted["PF_COMM_LEN"] = schema.COMM_LEN
+    wanted["PF_OPS_PER_BATCH"] = schema.OPS_PER_BATCH
     wanted["PF_RUNS_PER_RECORD"] = schema.RUNS_PER_RECORD
     assert compiled(list(wanted), tmp_path) == wanted
-    assert "PF_CNT_OP_LOST" in wanted and "PF_GRAPH_PARTIAL" in wanted
+    assert {"PF_CNT_OP_LOST", "PF_GRAPH_PARTIAL", "PF_OPS_MAX_STEP"} <= set(wanted)
 
 
 def test_every_kind_has_a_dtype_or_a_size_of_its_own() -> None:

@@ -58,7 +58,7 @@ view_src=0x0 view_offs=0
       6 0.000000012 tid=77 BUFFER addr=0x5000 gen=12 usage=1
       7 0.000000013 tid=77 GRAPH_BEGIN cgraph=0xabc0 uid=0 gen=12 n_nodes=3 n_threads=2 \
 walk_ns=99 probe=3 [CHANGED PARTIAL flags=0xb]
-      8 0.000001000 tid=78 OPS cgraph=0x0 seq=0 n=3 [LAST]
+      8 0.000001000 tid=78 OPS cgraph=0x0 seq=0 n=3 [LAST COMPACT]
       9 0.000000020 tid=77 GRAPH_END probe=3 value=-1
      10 0.000000021 tid=77 SPLIT_END probe=2 value=0
      11 0.000000022 tid=77 CALL_END probe=0 value=0
@@ -76,7 +76,7 @@ def test_the_text_form(path: Path) -> None:
 def test_operator_records(path: Path) -> None:
     lines = dump(path, "--ops", "--kind", "OPS")
     assert lines == [
-        "      8 0.000001000 tid=78 OPS cgraph=0x0 seq=0 n=3 [LAST]",
+        "      8 0.000001000 tid=78 OPS cgraph=0x0 seq=0 n=3 [LAST COMPACT]",
         "        0.000001000 tid=78   ENTER arg=0",
         "        0.000001500 tid=78   END arg=3",
         "        0.000002000 tid=78   LEAVE arg=0",

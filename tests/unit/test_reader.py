@@ -185,11 +185,12 @@ def remade(data: bytes | bytearray, **fields: int) -> bytearray:
     return out
 
 
-def test_ten_million_operators_are_not_walked_one_by_one(tmp_path: Path) -> None:
+@pytest.mark.parametrize("wide", [False, True])
+def test_ten_million_operators_are_not_walked_one_by_one(tmp_path: Path, wide: bool) -> None:
     # A million here; what matters is that time follows the batches.
     import time
 
-    b = TraceBuilder(chunk_bytes=1 << 20)
+    b = TraceBuilder(chunk_bytes=1 << 20, wide=wide)
     events = [(i, OpKind.END, i) for i in range(400)]
     b.ops(1, events)
     entry = bytes(b._ring)
