@@ -28,7 +28,7 @@ from profinfer.tracefile.frames import (  # noqa: E402
     scan_chunks,
 )
 from profinfer.tracefile.reader import TraceReader  # noqa: E402
-from profinfer.tracefile.schema import FIXED  # noqa: E402
+from profinfer.tracefile.schema import FIXED, OpKind  # noqa: E402
 
 Content = tuple[object, ...]
 
@@ -37,6 +37,8 @@ def sound_trace() -> bytes:
     """A trace with several chunks of every kind."""
     builder = sample_run(layers=1, decode_tokens=2).builder
     builder.chunk_bytes = 1 << 30
+    builder.wide = True
+    builder.ops(77, [(10**9, OpKind.ENTER, 0), (10**9 + 5, OpKind.END, 1)])
     builder.note(1, "a note")
     for i in range(6):
         for _ in range(20):

@@ -30,7 +30,7 @@ Rows = npt.NDArray[np.void]
 U32 = npt.NDArray[np.uint32]
 Mask = npt.NDArray[np.bool_]
 
-_BLOCK = 1 << 17  # records
+_BLOCK = 1 << 16  # records
 _INDEX_BITS = 24
 _INDEX = np.uint32((1 << _INDEX_BITS) - 1)
 _END = np.uint32(OpKind.END << _INDEX_BITS)
@@ -70,16 +70,15 @@ def expand(words: Words, offset: Ints, batches: Rows) -> tuple[Rows, Ints]:
     """
     counts = batches["n"].astype(np.int64)
     compact = (batches["flags"] & OPS_COMPACT) != 0
-    out = np.empty(int(counts.sum()), OP)
     # A recording has one form; both are in a file only if somebody joined them.
-    for form, fill in ((True, _fill_compact), (False, _fill_wide)):
-        mine = np.flatnonzero(compact == form)
-        if len(mine) == len(counts):
-            fill(words, offset, counts, out)
-        elif len(mine):
-            part = np.empty(int(counts[mine].sum()), OP)
-            fill(words, offset[mine], counts[mine], part)
-            out[_places(np.cumsum(counts)[mine] - counts[mine], counts[mine])] = part
+    if not compact.any():
+        return _wide(words, offset, counts), counts
+    if compact.all():
+        return _compact(words, offset, counts), counts
+    out = np.empty(int(counts.sum()), OP)
+    for mine, rows in ((compact, _compact), (~compact, _wide)):
+        part = rows(words, offset[mine], counts[mine])
+        out[_places(np.cumsum(counts)[mine] - counts[mine], counts[mine])] = part
     return out, counts
 
 
@@ -99,7 +98,7 @@ def malformed(words: Words, offset: Ints, counts: Ints) -> Mask:
     return bad
 
 
-class _Compact(NamedTuple):
+class _Block(NamedTuple):
     """Some compact batches, none of them empty.
 
     ``raw``: their records; ``first``, ``last``: each batch's, as indices into ``raw``; ``head``:
@@ -126,7 +125,7 @@ class _Compact(NamedTuple):
         return np.add.reduceat(self.step, self.first, dtype=np.uint32)
 
 
-def _block(words: Words, offset: Ints, counts: Ints) -> _Compact:
+def _block(words: Words, offset: Ints, counts: Ints) -> _Block:
     raw = _joined(words.view(np.uint32), (offset + OPS.itemsize) >> 2, counts)
     first = np.cumsum(counts) - counts
     last = first + counts - 1
@@ -134,10 +133,10 @@ def _block(words: Words, offset: Ints, counts: Ints) -> _Compact:
     left = (step[last] == OPS_CODE_LEAVE) & (counts > 1)
     step[first] = 0
     step[last[left]] = 0
-    return _Compact(raw, first, last, raw[first], left, step)
+    return _Block(raw, first, last, raw[first], left, step)
 
 
-def _malformed(part: _Compact) -> Mask:
+def _malformed(part: _Block) -> Mask:
     kind, arg = part.head >> np.uint32(_INDEX_BITS), part.head & _INDEX
     left = kind == OpKind.LEAVE
     known = (kind == OpKind.END) | ((left | (kind == OpKind.ENTER)) & (arg == 0))
@@ -151,7 +150,8 @@ def _malformed(part: _Compact) -> Mask:
     return bad
 
 
-def _fill_compact(words: Words, offset: Ints, counts: Ints, out: Rows) -> None:
+def _compact(words: Words, offset: Ints, counts: Ints) -> Rows:
+    out = np.empty(int(counts.sum()), OP)
     for block, to in _blocks(counts):
         part = _block(words, offset[block], counts[block])
         base, step = part.base, part.step
@@ -168,12 +168,11 @@ def _fill_compact(words: Words, offset: Ints, counts: Ints, out: Rows) -> None:
         since[part.first] = 0
         out["dt"][to] = since
         out["what"][to] = what
+    return out
 
 
-def _fill_wide(words: Words, offset: Ints, counts: Ints, out: Rows) -> None:
-    for block, to in _blocks(counts):
-        starts = (offset[block] + OPS.itemsize) >> 3
-        out[to] = _joined(words, starts, counts[block]).view(OP)
+def _wide(words: Words, offset: Ints, counts: Ints) -> Rows:
+    return _joined(words, (offset + OPS.itemsize) >> 3, counts).view(OP)
 
 
 def _blocks(counts: Ints) -> Iterator[tuple[slice, slice]]:

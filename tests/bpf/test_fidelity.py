@@ -10,6 +10,8 @@ from truth import Truth, matched_ops, read_truth
 
 from profinfer.model.selfcheck import checks
 from profinfer.model.trace import Trace
+from profinfer.tracefile.reader import TraceReader
+from profinfer.tracefile.schema import OPS_COMPACT
 
 pytestmark = pytest.mark.bpf
 
@@ -31,6 +33,8 @@ RUNS = {
     "empty-tail": ["--tail"],
     "vary": ["--vary", "--generations", "2"],
     "two-contexts": ["--contexts", "2"],
+    # Graphs that take longer than a batch of operator records can: 0.13 s.
+    "slow": ["--layers", "1", "--tokens", "3", "--base-us", "4000"],
     "big": ["--layers", "40", "--tokens", "4", "--base-us", "5"],
 }
 CASES = [(b, "plain") for b in BUILDS] + [("shared", r) for r in RUNS if r != "plain"]
@@ -175,3 +179,11 @@ def test_contexts_on_two_threads_are_told_apart(recorded) -> None:
     for context in truth.raw["contexts"]:
         seen = set(tids[tids["tid_main"] == context["tid"]]["tid"])
         assert seen == set(context["tids"])
+
+
+def test_slow_graphs_take_several_batches(recorded) -> None:
+    trace, _ = recorded("shared", "slow")
+    with TraceReader(trace.path) as reader:
+        batches = reader.ops().batches
+    assert len(batches) > 2 * 2 * len(trace.graphs)  # a thread's visit has more than two
+    assert (batches["flags"] & OPS_COMPACT != 0).all()

@@ -55,6 +55,7 @@ class Variant:
         changes: (old, new) in the project's C.
         multi: attached by one uprobe-multi link instead of one perf event a probe.
         place: symbol of the probed instruction.
+        defines: further definitions.
     """
 
     what: str
@@ -62,6 +63,7 @@ class Variant:
     changes: tuple[tuple[str, str], ...] = ()
     multi: bool = False
     place: str = "bench_call"
+    defines: tuple[str, ...] = ()
 
 
 _STORE = "BPF_ARRAY(slots, struct pf_slot, PF_MAX_THREADS);"
@@ -106,6 +108,7 @@ VARIANTS = {
         "+ tid and its slot in a hash", _only("u64 v = (u64)pf_slot_get();"), _HASH
     ),
     "full": Variant("the project's handler"),
+    "wide": Variant("records of 8 bytes instead of 4", defines=("-DPF_OPS_WIDE",)),
     "full-multi": Variant("the project's handler, uprobe-multi link", multi=True),
     "batch256": Variant(
         "batches of 256",
@@ -185,7 +188,7 @@ def attached(variant: Variant, loop: Loop) -> Iterator[Program]:
     """The variant in force."""
     program = Program(
         program_text(variant),
-        [f"-DPF_RING_PAGES={RING // 4096}", "-DPF_MAX_THREADS=1024"],
+        [f"-DPF_RING_PAGES={RING // 4096}", "-DPF_MAX_THREADS=1024", *variant.defines],
         headers=headers_folder(),
         pid=loop.pid,
         method=Method.MULTI if variant.multi else Method.PERF,

@@ -1,0 +1,69 @@
+"""What the kernel writes in four bytes an operator is what it was given, wherever batches break."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from builders import TraceBuilder
+
+from profinfer.capture.drain import RingReader
+from profinfer.tracefile.opbatches import OpRecords
+from profinfer.tracefile.reader import TraceReader
+from profinfer.tracefile.schema import (
+    CNT_COUNT,
+    CNT_OP_RECORDS,
+    OPS_COMPACT,
+    OPS_LAST,
+    OPS_MAX_STEP,
+    OPS_PER_BATCH,
+    OpKind,
+)
+from tools.bench import hit
+
+pytestmark = pytest.mark.bpf
+
+ROUNDS = 3
+
+
+def recorded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, factor: int, *defines: str
+) -> OpRecords:
+    """Operator records of a loop whose index is 1 * factor, 2 * factor, ..."""
+    monkeypatch.setattr(hit, "ROUNDS", ROUNDS)
+    handlers = hit.Variant("").handlers.replace("(u32)ctx->r12", f"(u32)ctx->r12 * {factor}")
+    loop = hit.Loop(tmp_path)
+    builder = TraceBuilder()
+    try:
+        with hit.attached(hit.Variant("", handlers, defines=defines), loop) as program:
+            ring = RingReader(program.ring_fd("ring"), hit.RING)
+            loop.run(1)
+            ring.drain(builder._ring.extend)
+            assert program.counters("counters", CNT_COUNT)[CNT_OP_RECORDS] == ROUNDS * (hit.OPS + 2)
+            ring.close()
+    finally:
+        loop.close()
+    builder.flush()
+    with TraceReader(builder.write(tmp_path / "t.pf", trailer=False)) as reader:
+        assert not [said for said in reader.problems if "trailer" not in said]
+        return reader.ops()
+
+
+@pytest.mark.parametrize("defines", [(), ("-DPF_OPS_WIDE",)])
+@pytest.mark.parametrize("factor", [1, 15, OPS_MAX_STEP, OPS_MAX_STEP + 1, -1, 0, 1 << 16])
+def test_every_index_comes_through(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, factor: int, defines: tuple[str, ...]
+) -> None:
+    _, batches, ops, counts = recorded(tmp_path, monkeypatch, factor, *defines)
+    index = (np.arange(1, hit.OPS + 1) * factor) & 0xFFFFFF
+    once = [OpKind.ENTER << 24, *(OpKind.END << 24 | index).tolist(), OpKind.LEAVE << 24]
+    assert ops["what"].tolist() == once * ROUNDS
+    assert batches["seq"].tolist() == list(range(len(batches)))
+    assert (batches["flags"] & OPS_COMPACT != 0).all() == (not defines)
+    assert (batches["flags"] & OPS_LAST != 0).sum() == ROUNDS
+    times = np.repeat(batches["ts"].astype(np.int64), counts) + ops["dt"]
+    assert (np.diff(times) >= 0).all()
+    fits = bool(defines) or 1 <= factor <= OPS_MAX_STEP
+    assert len(batches) == ROUNDS if fits else len(batches) >= hit.OPS
+    assert counts.max() <= OPS_PER_BATCH
