@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from builders import TraceBuilder
+from truth import matched_ops, read_truth
 
 from profinfer.capture.drain import RingReader
+from profinfer.model.trace import Trace
 from profinfer.tracefile.opbatches import OpRecords
 from profinfer.tracefile.reader import TraceReader
 from profinfer.tracefile.schema import (
@@ -67,3 +71,27 @@ def test_every_index_comes_through(
     fits = bool(defines) or 1 <= factor <= OPS_MAX_STEP
     assert len(batches) == ROUNDS if fits else len(batches) >= hit.OPS
     assert counts.max() <= OPS_PER_BATCH
+
+
+PAIR = """
+import profinfer.probes.draft as draft
+from profinfer.cli import main
+draft.loop_sites = lambda *args, **kwargs: ([], "not wanted")
+main()
+"""
+
+
+def test_begins_and_barriers_stay_wide(tmp_path: Path, fake_ggml: Path) -> None:
+    out, told = tmp_path / "t.pf", tmp_path / "truth.json"
+    target = [fake_ggml, "--layers", "3", "--tokens", "3", "--out", told]
+    command = [sys.executable, "-c", PAIR, "record", "-o", out, "--", *target]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    trace, truth = Trace.open(out), read_truth(told)
+    assert trace.problems == [] and trace.graphs["complete"].all()
+    with TraceReader(out) as reader:
+        ops = reader.ops()
+    assert (ops.batches["flags"] & OPS_COMPACT == 0).all()
+    assert {*(ops.ops["what"] >> 24).tolist()} == {*OpKind} - {OpKind.END}
+    both = matched_ops(trace, truth)
+    assert len(both) > 100 and (both["_merge"] == "both").all()
