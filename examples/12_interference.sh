@@ -4,7 +4,7 @@
 # take turns, then run side by side.
 . "$(dirname "$0")/paths.sh"
 
-# Three seconds of work, beginning one second after the target.
+# Two seconds of work, beginning when the target computes.
 (sleep 3.5; exec nice -n -10 taskset -c 1 timeout 2 sh -c 'while :; do :; done') &
 say profinfer record --force -o interference.pf -- $LLAMA/llama-completion -m $MODEL -t 2 -n 320 \
     -p "Once upon a time" -no-cnv --temp 0 --ignore-eos -lv 1 >/dev/null
