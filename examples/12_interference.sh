@@ -15,4 +15,5 @@ echo
 say profinfer export --force -o interference.pftrace interference.pf
 echo
 # Which CPU each thread ran on, by tenth of the run.
-say $PYTHON "$HERE/12_where_threads_ran.py" interference.pf
+echo '$ python 12_where_threads_ran.py interference.pf'
+"$PYTHON" "$HERE/12_where_threads_ran.py" interference.pf

@@ -10,7 +10,7 @@ import profinfer
 trace = profinfer.open_trace(sys.argv[1])
 sched = trace.sched[trace.sched["tid"].isin(trace.ops["tid"].unique())]
 edges = np.linspace(trace.calls["begin_ns"].min(), trace.calls["end_ns"].max(), 11)
-print(f"{'thread':>8} {'what':<14}" + "".join(f"{n:>5}." for n in range(1, 11)) + "  tenth, %")
+print(f"{'thread':>8} {'% of a tenth':<14}" + "".join(f"{n:>4}." for n in range(1, 11)))
 for tid, mine in sched.groupby("tid"):
     what = (
         mine["state"]
@@ -25,4 +25,4 @@ for tid, mine in sched.groupby("tid"):
             for a, b in itertools.pairwise(edges)
         ]
         if max(parts) >= 0.01:
-            print(f"{tid:>8} {name:<14}" + "".join(f"{100 * p:6.0f}" for p in parts))
+            print(f"{tid:>8} {name:<14}" + "".join(f"{100 * p:5.0f}" for p in parts))

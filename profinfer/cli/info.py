@@ -144,6 +144,11 @@ def _trace(reader: TraceReader) -> list[tuple[str, str]]:
     ]
     if meta.ring_bytes is not None:
         rows.append(("ring buffer", format_bytes(meta.ring_bytes)))
+    if meta.sched.recorded is not None:
+        how = f"recorded, {meta.sched.state_from}, {meta.sched.evidence}"
+        rows.append(("thread states", how if meta.sched.recorded else f"no: {meta.sched.why}"))
+    if meta.limits:
+        rows.append(("CPU limits", json.dumps(meta.limits)))
     if meta.options:
         rows.append(("options", json.dumps(meta.options)))
     return rows
