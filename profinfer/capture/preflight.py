@@ -259,9 +259,11 @@ def check_tracefs(system: System) -> Check:
 
 
 def check_btf(system: System) -> Check:
-    """Kernel type information: profinfer does without."""
-    there = (system.root / "sys/kernel/btf/vmlinux").exists()
-    return Check("BTF", "ok", "present" if there else "absent; not needed")
+    """Kernel type information: thread states need it, everything else does without."""
+    if (system.root / "sys/kernel/btf/vmlinux").exists():
+        return Check("BTF", "ok", "present: thread states can be recorded")
+    return Check("BTF", "note", "absent: no thread states are recorded; nothing else needs it",
+                 "a kernel with CONFIG_DEBUG_INFO_BTF=y")  # fmt: skip
 
 
 def check_bpf_stats(system: System) -> Check:

@@ -40,6 +40,7 @@ def path(tmp_path: Path) -> Path:
     b.call_end(77, 22)
     b.sample_begin(77, 23)
     b.sample_end(77, 24)
+    b.sched(78, 25, "preempt", cpu=1, state=2, other=(900, 899, "stress"), prio=110)
     return b.write(tmp_path / "t.pf")
 
 
@@ -64,6 +65,8 @@ walk_ns=99 probe=3 [CHANGED PARTIAL flags=0xb]
      11 0.000000022 tid=77 CALL_END probe=0 value=0
      12 0.000000023 tid=77 SAMPLE_BEGIN probe=1 value=0
      13 0.000000024 tid=77 SAMPLE_END probe=1 value=0
+     14 0.000000025 tid=78 SCHED cpu=1 state=2 other=900 other_tgid=899 prio=110 comm="stress" \
+[OUT PREEMPT]
 """
 
 
@@ -89,15 +92,15 @@ def test_filters_keep_the_numbers(path: Path) -> None:
     assert dump(path, "--kind", "CALL_END", "--limit", "0") == []
 
 
-@pytest.mark.parametrize("limit", [0, 1, 4, 5, 6, 14, 15, 16, 99])
+@pytest.mark.parametrize("limit", [0, 1, 4, 5, 6, 14, 15, 16, 17, 99])
 def test_limit_is_a_prefix(path: Path, limit: int) -> None:
     assert dump(path, "--limit", str(limit)) == dump(path)[:limit]
 
 
 def test_json_lines_say_the_same(path: Path) -> None:
     rows = [json.loads(line) for line in dump(path, "--format", "json", "--ops")]
-    assert len(rows) == 16
-    assert [row.get("order") for row in rows if "order" in row] == list(range(14))
+    assert len(rows) == 17
+    assert [row.get("order") for row in rows if "order" in row] == list(range(15))
     tensor = next(row for row in rows if row["kind"] == "TENSOR")
     assert tensor["name"] == 'odd "name"\n' and tensor["ne"] == [128, 2, 1, 1]
     assert next(row for row in rows if row["kind"] == "OPS")["ops"][1] == {

@@ -201,3 +201,11 @@ def test_doctor_agrees_with_itself() -> None:
     verdict = table.stdout.splitlines()[-1]
     assert verdict.startswith("This machine can record.") == told["can_record"]
     assert run(group, ["doctor", "--format", "json"]) == ran.return_value
+
+
+def test_without_btf_there_are_no_thread_states(root: Path) -> None:
+    absent = preflight.check_btf(machine(root))
+    assert (absent.state, absent.remedy) == ("note", "a kernel with CONFIG_DEBUG_INFO_BTF=y")
+    assert "no thread states" in absent.seen
+    put(root, "sys/kernel/btf/vmlinux", "")
+    assert preflight.check_btf(machine(root)).state == "ok"
