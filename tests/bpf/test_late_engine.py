@@ -53,6 +53,10 @@ def test_python_program_loads_the_engine(tmp_path: Path, fake_app: Path, run_pro
     both = matched_ops(trace, truth)
     assert len(truth.ops) > 100
     assert (both["_merge"] == "both").all()
+    # Its threads' states are recorded from then on, too.
+    assert trace.meta.sched.recorded
+    assert set(trace.ops["tid"]) <= set(trace.sched["tid"])
+    assert trace.op_sched["running_ns"].sum() > 0
 
 
 def test_script_with_an_interpreter_line(tmp_path: Path, fake_app: Path, run_profinfer) -> None:
