@@ -275,6 +275,17 @@ class Recording:
             # What is recorded while they go belongs to no window.
             self._note("level", level="graph", why=decision.why)
             self._probing.detach("op")
+            # What threads had begun ends here, and is not continued when the probes are back.
+            self._drain()
+            self._write_open_batches(self._probing)
+
+    def _write_open_batches(self, probing: Probing) -> None:
+        left = probing.take_open_batches()
+        if left and self._write_error is None:
+            try:
+                self._writer.write_ring(left)
+            except TraceError as error:
+                self._write_error = error
 
     def _note(self, what: str, **facts: Any) -> None:
         now = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
@@ -327,12 +338,8 @@ class Recording:
         if probing is not None:
             # Threads of a target that runs on still write to their batches: those stay behind,
             # with the graph that was cut.
-            left = probing.take_open_batches() if status is not None else []
-            if left and self._write_error is None:
-                try:
-                    self._writer.write_ring(left)
-                except TraceError as error:
-                    self._write_error = error
+            if status is not None:
+                self._write_open_batches(probing)
             counters = probing.counters()
             self._json(ChunkKind.UPDATE, {"limits": self._limits.end()})
         trailer = Trailer(
