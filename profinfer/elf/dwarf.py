@@ -12,6 +12,8 @@ from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from elftools.common.exceptions import ELFError
+from elftools.common.utils import struct_parse
+from elftools.dwarf.abbrevtable import AbbrevDecl
 
 if TYPE_CHECKING:
     from profinfer.elf.symbols import ElfImage
@@ -24,6 +26,7 @@ _PASSED = {
     "DW_TAG_restrict_type",
 }
 _POINTER = 8
+_IMPLICIT_CONST = 0x21  # DW_FORM: its value is in the declaration
 
 
 @dataclass(frozen=True)
@@ -88,15 +91,84 @@ def read_types(image: ElfImage, names: Iterable[str], units: Iterable[str]) -> D
                 wanted -= found.structs.keys() | found.enums.keys()
                 if not wanted:
                     return found
-    except (ELFError, KeyError, ValueError, AttributeError, NotImplementedError):
+    except (ELFError, KeyError, IndexError, ValueError, AttributeError, NotImplementedError):
         # Of a form that pyelftools does not read: the structs known so far still hold.
         return found if found.structs else None
     return found
 
 
+class _Abbreviations:
+    """One table of abbreviations, of which only what is asked for is decoded.
+
+    pyelftools decodes whole tables. The name of a unit needs one line of its table, and an engine
+    has a thousand units: seconds, in which its process may be held.
+    """
+
+    def __init__(self, dwarf: Any, data: bytes, offset: int) -> None:
+        self._structs, self._stream = dwarf.structs, dwarf.debug_abbrev_sec.stream
+        self._data = data
+        self._at = offset
+        self._places: dict[int, int] = {}  # code -> where its declaration begins
+        self._known: dict[int, Any] = {}
+
+    def get_abbrev(self, code: int) -> Any:
+        """The declaration of a code.
+
+        Raises:
+            KeyError: the table has none.
+        """
+        if code not in self._known:
+            while code not in self._places:
+                self._pass_one(code)
+            self._stream.seek(self._places[code])
+            shape = struct_parse(self._structs.Dwarf_abbrev_declaration, self._stream)
+            self._known[code] = AbbrevDecl(code, shape)
+        return self._known[code]
+
+    def _pass_one(self, wanted: int) -> None:
+        """Note where the next declaration is and go behind it (DWARF 5, section 7.5.3)."""
+        data = self._data
+        found, at = _uleb(data, self._at)
+        if found == 0:
+            raise KeyError(wanted)
+        self._places[found] = at
+        _tag, at = _uleb(data, at)
+        at += 1  # whether it has children
+        attribute = 1
+        while attribute:
+            attribute, at = _uleb(data, at)
+            form, at = _uleb(data, at)
+            if form == _IMPLICIT_CONST:
+                _, at = _uleb(data, at)  # signed; as long as an unsigned one
+        self._at = at
+
+
+def _uleb(data: bytes, at: int) -> tuple[int, int]:
+    """A number of 7 bits a byte, and where the next one is."""
+    value = data[at] & 0x7F
+    shift = 7
+    while data[at] & 0x80:
+        at += 1
+        value |= (data[at] & 0x7F) << shift
+        shift += 7
+    return value, at + 1
+
+
 def _units(holder: ElfImage, units: set[str]) -> Iterator[tuple[str, list[Any]]]:
     by_name: dict[str, list[Any]] = {}
-    for unit in holder.dwarf.iter_CUs():
+    dwarf = holder.dwarf
+    section = dwarf.debug_abbrev_sec.stream
+    section.seek(0)
+    data = section.read()
+    tables: dict[int, _Abbreviations] = {}
+
+    def table_at(offset: int) -> _Abbreviations:
+        if offset not in tables:
+            tables[offset] = _Abbreviations(dwarf, data, offset)
+        return tables[offset]
+
+    dwarf.get_abbrev_table = table_at  # units ask it for theirs
+    for unit in dwarf.iter_CUs():
         top = unit.get_top_DIE()
         name = PurePosixPath(_text(top, "DW_AT_name")).name
         if name in units:
