@@ -81,6 +81,7 @@ class Probing:
         program = self._program = Program(
             source.text, source.cflags, headers=headers_folder(), pid=pid, method=method
         )
+        program.load_together(source.tail_calls.values())
         for table, function in source.tail_calls.items():
             program.set_tail_call(table, 0, function)
         if paused:

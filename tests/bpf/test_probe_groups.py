@@ -215,6 +215,8 @@ def test_what_the_verifier_refuses_is_said_in_one_line(tmp_path, monkeypatch) ->
     with pytest.raises(EnvironmentProblem, match=r"refused the BPF program f: R\d invalid mem"):
         program.load("f")
     assert list((tmp_path / "profinfer" / "bpf").iterdir()) == []  # it is not kept
+    with pytest.raises(EnvironmentProblem, match="refused the BPF program f"):
+        program.load_together(["f"])
     program.release()
 
 
