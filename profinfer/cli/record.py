@@ -132,13 +132,13 @@ def command(
     print_bpf: bool,
     command: tuple[str, ...],
 ) -> int:
-    r"""Run COMMAND, or watch a process, and record every token, graph and operator.
+    """Run COMMAND, or watch a process, and record every token, graph and operator.
 
     \b
     profinfer record -- ./llama-completion -m model.gguf -p "Hello" -n 64
     profinfer record -- python app.py
     profinfer record --pid 1234 --duration 30s
-    """
+    """  # noqa: D301 - click wants the character
     from profinfer.capture.governor import QosLimits
     from profinfer.capture.native import require_native
     from profinfer.capture.preflight import require_recording
