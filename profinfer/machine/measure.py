@@ -118,7 +118,9 @@ def measure(
 def summed(threads: int, lines: Iterable[dict[str, Any]]) -> list[Roof]:
     """One Roof a kind, from the lines of a kernel.
 
-    Only undisturbed repeats count, unless there are too few.
+    Only undisturbed repeats count, unless there are too few. Then arithmetic, which goes on as
+    long as a thread has its CPU, is set in proportion to the CPU time that the threads had;
+    bandwidth, which others use as well, is not.
     """
     found: dict[str, list[tuple[float, float]]] = {}
     for line in lines:
@@ -126,7 +128,13 @@ def summed(threads: int, lines: Iterable[dict[str, Any]]) -> list[Roof]:
     out = []
     for kind, repeats in found.items():
         clean = [rate for rate, cpu in repeats if cpu >= UNDISTURBED]
-        rates = sorted(clean if len(clean) >= FEW else [rate for rate, _ in repeats])
+        if len(clean) >= FEW:
+            rates = sorted(clean)
+        else:
+            in_proportion = kind in ("fp32", "int8")
+            rates = sorted(
+                rate / cpu if in_proportion and cpu > 0 else rate for rate, cpu in repeats
+            )
         middle = statistics.median(rates)
         low, high = (rates[round(q * (len(rates) - 1))] for q in (0.1, 0.9))
         spread = (high - low) / middle
