@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from profinfer.analysis.bandwidth import bandwidth_wall
 from profinfer.analysis.result import Column, Note, Result
 from profinfer.analysis.scheduling import displacer, per_thread, priority
 from profinfer.analysis.stragglers import straggler
@@ -84,6 +85,9 @@ def findings(trace: Trace, selection: Selection) -> list[Finding]:
         case = _Case(trace, selection, sums, int(sums["op_ns"].sum()), threads, cpus)
         found += [look(case) for look in _LOOKS]
         found += _preempted(case)
+    wall = bandwidth_wall(trace)
+    if wall is not None:
+        found.append(Finding("bandwidth", None, wall[1]))
     known = [f for f in found if f is not None]
     # A quota explains the others.
     throttled = [_throttled(limits, quota)]
