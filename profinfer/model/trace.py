@@ -21,6 +21,7 @@ from profinfer.engine.roles import role_rules
 from profinfer.model import schedtables
 from profinfer.model.calls import Spans
 from profinfer.model.calls import build as build_spans
+from profinfer.model.choose import Wish, choose
 from profinfer.model.decode import Records, decode
 from profinfer.model.definitions import Definitions
 from profinfer.model.definitions import build as build_definitions
@@ -39,6 +40,7 @@ from profinfer.model.optables import rows_table, walls_table
 from profinfer.model.schedule import Schedule
 from profinfer.model.selection import Selection
 from profinfer.model.sums import NodeSums, per_node
+from profinfer.model.threadtable import threads_table
 from profinfer.model.tokens import counted
 from profinfer.model.visits import Events, GraphSpans, Visits
 from profinfer.model.visits import split as split_visits
@@ -179,32 +181,7 @@ class Trace:
     @cached_property
     def threads(self) -> pd.DataFrame:
         """One row per thread that left any record of its own; the scheduler's are none."""
-        ops = self._operators.rows
-        index = self.reader.records()
-        own = index.kind != Kind.SCHED
-        index_tid, index_ts = index.tid[own], index.ts[own]
-        tids = np.unique(index_tid).astype(np.int64)
-        at = np.searchsorted(tids.astype(np.int32), ops.tid)
-        compute = np.zeros(len(tids), np.int64)
-        wait = np.zeros(len(tids), np.int64)
-        np.add.at(compute, at, ops.end - ops.begin)
-        np.add.at(wait, at, ops.release - ops.end)
-        order = np.argsort(index_tid, kind="stable")
-        starts = np.searchsorted(index_tid[order], tids)
-        ts = index_ts[order]
-        last = np.maximum.reduceat(ts, starts) if len(tids) else ts
-        np.maximum.at(last, at, ops.end)
-        return pd.DataFrame(
-            {
-                "tid": tids.astype(np.int32),
-                "name": [self._thread_names.get(t, "") for t in tids.tolist()],
-                "ops": np.bincount(at, minlength=len(tids)),
-                "compute_ns": compute,
-                "wait_ns": wait,
-                "first_ns": np.minimum.reduceat(ts, starts) if len(tids) else ts,
-                "last_ns": last,
-            }
-        )
+        return threads_table(self.reader.records(), self._operators.rows, self._thread_names)
 
     @property
     def has_sched(self) -> bool:
@@ -308,60 +285,11 @@ class Trace:
             unsampled: keep calls without operators, where their probes were taken away for a
                 while; otherwise only calls whose graphs were all recorded with operators.
         """
-        calls, graphs = self.calls, self.graphs
-        kept = np.ones(len(calls), bool)
-        if self.excerpt:
-            kept &= ~calls["cut"].to_numpy()
-        phases = calls["phase"].to_numpy()
-        warm = phases == "warmup"
-        filters: list[str] = []
-        if phase is not None:
-            kept &= phases == phase
-        elif not warmup:
-            kept &= ~warm
-        if tokens is not None:
-            seqs = self.sequences
-            asked = seqs[seqs["token_index"].between(*tokens, inclusive="left")]
-            kept &= calls["call_id"].isin(asked["call_id"]).to_numpy()
-            filters.append(f"tokens {tokens[0]}:{tokens[1]}")
-        asked_for = int(calls["n_tokens"].to_numpy()[kept].clip(min=0).sum())
-        parent = graphs["call_id"].to_numpy()
-        if self.partly_sampled and not unsampled:
-            kept = kept.copy()
-            kept[parent[~self._sampled & (parent >= 0)]] = False
-        kept_graphs = np.r_[kept, False][parent]
-        if tokens is None:
-            loose = parent < 0
-            if phase in (None, "other"):
-                kept_graphs |= loose
-        if self.partly_sampled and not unsampled:
-            kept_graphs &= self._sampled
-        if self.excerpt:
-            kept_graphs &= ~graphs["cut"].to_numpy()
-        if self._joined:
-            # A graph whose call began before the recording looks like one without a call.
-            first = calls.groupby("tid")["begin_ns"].min().to_dict()
-            until = np.array([first.get(t, -1) for t in graphs["tid"].tolist()], np.int64)
-            kept_graphs &= (parent >= 0) | (graphs["begin_ns"].to_numpy() >= until)
-        nodes_kept = np.ones(len(self.nodes), bool)
-        if op is not None:
-            nodes_kept &= self.nodes["op"].to_numpy() == op
-            filters.append(f"op {op}")
-        if layer is not None:
-            layers = self.nodes["layer"].to_numpy()
-            nodes_kept &= (layers >= layer[0]) & (layers < layer[1])
-            one = layer[1] == layer[0] + 1
-            filters.append(f"layer {layer[0]}" if one else f"layers {layer[0]}:{layer[1]}")
-        return Selection(
-            phase=phase,
-            calls=kept,
-            graphs=kept_graphs,
-            nodes=nodes_kept,
-            n_tokens=int(calls["n_tokens"].to_numpy()[kept].clip(min=0).sum()),
-            of_tokens=asked_for,
-            warmup_excluded=bool(warm.any() and not (kept & warm).any()),
-            filters=tuple(filters),
-            narrowed=op is not None or layer is not None,
+        return choose(
+            self,
+            Wish(phase, tokens, op, layer, warmup, unsampled),
+            sampled=self._sampled,
+            joined=self._joined,
         )
 
     def sums(self, selection: Selection) -> NodeSums:
