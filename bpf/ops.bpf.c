@@ -3,10 +3,10 @@
 
 #ifdef PF_OPS_WIDE
 #define PF_OPS_FORM 0
-#define PF_DT_BITS 32
+#define PF_FITS(dt, code) (!((dt) >> 32)) /* 4.3 s */
 #else
 #define PF_OPS_FORM PF_OPS_COMPACT
-#define PF_DT_BITS PF_OPS_DT_BITS
+#define PF_FITS(dt, code) ((code) && !((dt) >> PF_OPS_DT_BITS)) /* 0.13 s */
 #endif
 
 static __always_inline void pf_flush(struct pf_slot *s, u16 flags)
@@ -30,7 +30,7 @@ static __always_inline void pf_op_add(struct pf_slot *s, u64 now, u32 what, u32 
 {
     u32 n = s->head.n;
     u64 dt = now - s->head.h.ts;
-    if (n && (dt >> PF_DT_BITS || !code)) { /* does not fit: too late by 0.13 s, wide 4.3 s */
+    if (n && !PF_FITS(dt, code)) {
         pf_flush(s, 0);
         n = 0;
     }
@@ -111,7 +111,7 @@ static __always_inline int pf_op_begin(struct pt_regs *ctx, u64 tensor)
     u64 now = bpf_ktime_get_ns();
     struct pf_slot *s = pf_slot_get();
     if (s)
-        pf_op_add(s, now, PF_OP_BEGIN << 24 | ((tensor >> 4) & 0xffffff), 1);
+        pf_op_add(s, now, PF_OP_BEGIN << 24 | ((tensor >> 4) & 0xffffff), 0);
     return 0;
 }
 
@@ -122,7 +122,7 @@ static __always_inline int pf_barrier(struct pt_regs *ctx)
     u64 now = bpf_ktime_get_ns();
     struct pf_slot *s = pf_slot_get();
     if (s)
-        pf_op_add(s, now, PF_OP_BARRIER << 24, 1);
+        pf_op_add(s, now, PF_OP_BARRIER << 24, 0);
     return 0;
 }
 #endif

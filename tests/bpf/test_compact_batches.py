@@ -68,8 +68,10 @@ def test_every_index_comes_through(
     assert (batches["flags"] & OPS_LAST != 0).sum() == ROUNDS
     times = np.repeat(batches["ts"].astype(np.int64), counts) + ops["dt"]
     assert (np.diff(times) >= 0).all()
-    fits = bool(defines) or 1 <= factor <= OPS_MAX_STEP
-    assert len(batches) == ROUNDS if fits else len(batches) >= hit.OPS
+    steps = np.diff(index, prepend=-1)  # after an ENTER the index before counts as -1
+    breaks = 0 if defines else int(((steps < 1) | (steps > OPS_MAX_STEP)).sum())
+    wanted = ROUNDS * (1 + breaks)
+    assert wanted <= len(batches) <= wanted + 2  # more where the loop was held up for 0.13 s
     assert counts.max() <= OPS_PER_BATCH
 
 

@@ -34,7 +34,7 @@ RUNS = {
     "vary": ["--vary", "--generations", "2"],
     "two-contexts": ["--contexts", "2"],
     # Graphs that take longer than a batch of operator records can: 0.13 s.
-    "slow": ["--layers", "1", "--tokens", "3", "--base-us", "4000"],
+    "slow": ["--layers", "1", "--tokens", "3", "--base-us", "12000"],
     "big": ["--layers", "40", "--tokens", "4", "--base-us", "5"],
 }
 CASES = [(b, "plain") for b in BUILDS] + [("shared", r) for r in RUNS if r != "plain"]
@@ -185,5 +185,5 @@ def test_slow_graphs_take_several_batches(recorded) -> None:
     trace, _ = recorded("shared", "slow")
     with TraceReader(trace.path) as reader:
         batches = reader.ops().batches
-    assert len(batches) > 2 * 2 * len(trace.graphs)  # a thread's visit has more than two
+    assert len(batches) >= 2 * 2 * len(trace.graphs)  # each of two threads, for each graph
     assert (batches["flags"] & OPS_COMPACT != 0).all()
