@@ -25,7 +25,15 @@ class ProgressLine:
         """True when a new line should be drawn."""
         return self._wanted and time.monotonic() - self._last >= _PERIOD_S
 
-    def show(self, *, tokens: int, events: int, lost: int, size: int) -> None:
+    def tell(self, text: str) -> None:
+        """Print a line that stays, also where no progress is shown."""
+        self.clear()
+        self._stream.write(f"profinfer: {text}\n")
+        self._stream.flush()
+
+    def show(
+        self, *, tokens: int, events: int, lost: int, size: int, cost: float | None = None
+    ) -> None:
         """Draw the line.
 
         Args:
@@ -33,14 +41,16 @@ class ProgressLine:
             events: operator records and others so far.
             lost: events the kernel had to drop so far.
             size: bytes of the trace file.
+            cost: share of the calls' time that probes cost, None if it is not known yet.
         """
         now = time.monotonic()
         rate = (events - self._last_events) / max(now - self._last, 1e-3)
         self._last, self._last_events = now, events
         lost_text = f"{format_count(lost)} LOST" if lost else "none lost"
+        cost_text = "" if cost is None else f", probes cost {100 * cost:.1f} %"
         self._stream.write(
             f"\r\x1b[Kprofinfer: {now - self._start:.0f} s, {format_count(tokens)} tokens, "
-            f"{format_count(round(rate))} events/s, {lost_text}, {format_bytes(size)}"
+            f"{format_count(round(rate))} events/s, {lost_text}, {format_bytes(size)}{cost_text}"
         )
         self._stream.flush()
         self._shown = True

@@ -33,6 +33,8 @@ from profinfer.tracefile.writer import TraceWriter
 _POLL_S = 0.04
 _LOSS_PERIOD_S = 5.0
 _SETTLE_S = 0.01
+# Above this, the user is told at once what can be done about it.
+_DEAR = 0.10
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,6 +114,7 @@ class Recording:
         self._qos = qos
         self._governor: Governor | None = None
         self._switches = 0
+        self._expected: Forecast | None = None
         self._wanted = wanted
         self._until = None if duration_s is None else time.monotonic() + duration_s
         self._progress = ProgressLine(wanted=progress)
@@ -167,6 +170,7 @@ class Recording:
                 reason = "duration over"
                 break
             self._take_stop()
+            self._forecast()
             self._govern()
             if not self._mapped and self._probing is not None and self._probing.ring.calls:
                 self._note_maps()
@@ -255,6 +259,20 @@ class Recording:
             self._probing.detach_all()
             self._note("implausible", seen=verdict.seen, bad=verdict.bad, example=verdict.example)
 
+    def _forecast(self) -> None:
+        """What the probes cost, once enough was seen: for the trace, and for the user if dear."""
+        if self._expected is not None or self._probing is None:
+            return
+        reading = Reading.of(self._probing.counters())
+        self._expected = Forecast.of(reading, self._probing.hit_ns)
+        if self._expected is None:
+            return
+        self._note("forecast", text=self._expected.text, share=round(self._expected.share, 5))
+        if self._expected.share >= _DEAR and self._governor is None:
+            self._progress.tell(
+                f"the probes cost {self._expected.text}; --max-overhead 2% keeps that down"
+            )
+
     def _govern(self) -> None:
         """Take the operators' probes away, or put them back, to keep the user's limits."""
         if self._governor is None or self._probing is None or self._write_error is not None:
@@ -321,6 +339,7 @@ class Recording:
                 events=counters[CNT_OP_RECORDS] + self._probing.records,
                 lost=lost_events(counters),
                 size=self._writer.bytes_written,
+                cost=self._expected.share if self._expected else None,
             )
         if time.monotonic() >= self._loss_at:
             self._loss_at = time.monotonic() + _LOSS_PERIOD_S

@@ -9,6 +9,7 @@ import pytest
 from truth import read_truth
 
 from profinfer.model.trace import Trace
+from profinfer.tracefile.reader import TraceReader
 
 pytestmark = pytest.mark.bpf
 
@@ -126,3 +127,14 @@ def record_plain(path: Path, program: Path, run_profinfer, wanted: list[str], *a
     done = run_profinfer("record", "-o", path, *wanted, "--", program, *args, "--no-ops")
     assert done.returncode == 0, done.stderr
     return Trace.open(path)
+
+
+def test_dear_probes_are_announced(tmp_path: Path, fake_ggml: Path, run_profinfer) -> None:
+    """Operators of 5 µs on one thread: a hit is a large part of that."""
+    args = ["--threads", "1", "--layers", "1", "--base-us", "1", "--tokens", "1500", "--no-ops"]
+    done = run_profinfer("record", "-o", tmp_path / "t.pf", "--", fake_ggml, *args)
+    assert done.returncode == 0, done.stderr
+    told = [v for _, v in TraceReader(tmp_path / "t.pf").documents if v.get("what") == "forecast"]
+    assert len(told) == 1 and 0.005 < told[0]["share"] < 0.9
+    early = "--max-overhead 2% keeps that down" in done.stderr
+    assert early == (told[0]["share"] >= 0.1)
