@@ -143,7 +143,8 @@ def program_text(variant: Variant) -> str:
     """
     folder = bpf_folder()
     text = "".join(
-        (folder / name).read_text() for name in ("events.h", "prelude.bpf.c", "ops.bpf.c")
+        (folder / name).read_text()
+        for name in ("events.h", "prelude.bpf.c", "gate.bpf.c", "ops.bpf.c")
     )
     for old, new in variant.changes:
         if old not in text:
