@@ -7,7 +7,7 @@ import sys
 
 import profinfer
 
-trace = profinfer.open_trace(sys.argv[1])
+trace = profinfer.open(sys.argv[1])
 
 # One row an operator of a graph: its wall time lies between two barriers.
 walls = trace.op_walls.merge(trace.nodes[["node_id", "op", "role"]], on="node_id")

@@ -7,7 +7,7 @@ import numpy as np
 
 import profinfer
 
-trace = profinfer.open_trace(sys.argv[1])
+trace = profinfer.open(sys.argv[1])
 sched = trace.sched[trace.sched["tid"].isin(trace.ops["tid"].unique())]
 edges = np.linspace(trace.calls["begin_ns"].min(), trace.calls["end_ns"].max(), 11)
 print(f"{'thread':>8} {'% of a tenth':<14}" + "".join(f"{n:>4}." for n in range(1, 11)))

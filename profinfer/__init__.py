@@ -10,11 +10,12 @@ from profinfer._version import __version__
 if TYPE_CHECKING:
     from profinfer.model.trace import Trace
 
-__all__ = ["__version__", "open_trace"]
+# Not open: a star import must not hide the builtin.
+__all__ = ["__version__"]
 
 
-def open_trace(path: str | os.PathLike[str]) -> Trace:
-    """Open a recorded trace; its tables are pandas DataFrames (``docs/metrics.md``).
+def open(path: str | os.PathLike[str]) -> Trace:
+    """Open a recorded trace; its tables are pandas DataFrames (``docs/tables.md``).
 
     Raises:
         ProfinferError: the file is not a readable trace.

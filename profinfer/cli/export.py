@@ -152,6 +152,18 @@ def export(options: ExportOptions) -> None:
     )
 
 
+def _tables(path: Path, folder: Path, force: bool) -> None:
+    from profinfer.cli.csvfiles import write_tables
+    from profinfer.model.trace import Trace
+    from profinfer.units import format_bytes
+
+    trace = Trace.open(path)
+    size = write_tables(trace, folder, force=force)
+    for problem in trace.problems:
+        click.echo(f"warning: {problem}", err=True)
+    click.echo(f"Wrote {len(trace.tables)} tables to {folder} ({format_bytes(size)})", err=True)
+
+
 @click.command("export")
 @shared.trace_argument
 @click.option(
@@ -169,12 +181,28 @@ def export(options: ExportOptions) -> None:
     help="Only calls of this phase.",
 )
 @shared.tokens_option
+@click.option(
+    "--csv",
+    "folder",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Write the trace's tables there as CSV files instead (docs/tables.md).",
+)
 def command(
-    trace: str, output: Path | None, force: bool, phase: str, tokens: tuple[int, int] | None
+    trace: str,
+    output: Path | None,
+    force: bool,
+    phase: str,
+    tokens: tuple[int, int] | None,
+    folder: Path | None,
 ) -> None:
-    """Write a timeline that ui.perfetto.dev opens.
+    """Write a timeline that ui.perfetto.dev opens, or the tables behind the reports.
 
     TRACE is a file that `profinfer record` wrote. The same trace always gives the same bytes.
     """
     path = Path(trace)
+    if folder is not None:
+        if output is not None or tokens is not None or phase != "all":
+            raise UsageProblem("--csv writes every table whole", "leave out the other options")
+        _tables(path, folder, force)
+        return
     export(ExportOptions(path, output or path.with_suffix(".pftrace"), force, phase, tokens))

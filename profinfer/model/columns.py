@@ -1,0 +1,234 @@
+"""Layer 5: what every column of the tables means: unit and a sentence. Data only.
+
+``docs/tables.md`` is written from it; a test compares both with the tables themselves.
+"""
+
+from __future__ import annotations
+
+# table -> (what a row is, {column: (unit, meaning)})
+COLUMNS: dict[str, tuple[str, dict[str, tuple[str, str]]]] = {
+    "calls": (
+        "One call of llama_decode, llama_encode or llama_process; a call inside a call is folded.",
+        {
+            "call_id": ("id", "Number of the call; the row number."),
+            "tid": ("id", "Thread that made it."),
+            "ctx": ("address", "The llama_context."),
+            "function": ("text", "Function that was called."),
+            "begin_ns": ("ns", "Entered."),
+            "end_ns": ("ns", "Returned; the recording's end if it had not."),
+            "n_tokens": ("count", "Tokens of the batch; -1 not known."),
+            "pos_first": ("position", "Of the first token; -1 not given."),
+            "pos_last": ("position", "Of the last token; -1 not given."),
+            "n_seqs": ("count", "Sequences that its tokens belong to; -1 not known."),
+            "seq": ("id", "The sequence, if it is one; else -1."),
+            "encode": ("bool", "An encoder ran."),
+            "warmup": ("bool", "The program only warmed up."),
+            "cut": ("bool", "Its end was not recorded."),
+            "ret": ("number", "What it returned; not 0 is a failure or a warning."),
+            "phase": ("text", "warmup, prefill, decode, mixed, encode or other."),
+            "generation": ("id", "Number of the prompt in its sequence; -1 for several sequences."),
+            "token_index": ("count", "Decode step of its generation, from 0; else -1."),
+            "n_decoded": ("count", "Tokens of it that are decode steps."),
+        },
+    ),
+    "sequences": (
+        "The tokens of one sequence in one call.",
+        {
+            "call_id": ("id", "The call."),
+            "seq": ("id", "llama_seq_id; -1 not known, the row is then the whole call."),
+            "pos_first": ("position", "Of its first token in this batch; -1 not given."),
+            "n_tokens": ("count", "Its tokens in this batch."),
+            "n_outputs": ("count", "Those whose logits were asked for; -1 not known."),
+            "phase": ("text", "prefill or decode; else that of the call."),
+            "generation": ("id", "Number of the prompt; -1 outside of prefill and decode."),
+            "token_index": ("count", "Decode step of its generation, from 0; else -1."),
+        },
+    ),
+    "samples": (
+        "One outermost call of a sampler.",
+        {
+            "sample_id": ("id", "Number; the row number."),
+            "tid": ("id", "Thread."),
+            "function": ("text", "Function that was called."),
+            "begin_ns": ("ns", "Entered."),
+            "end_ns": ("ns", "Returned."),
+        },
+    ),
+    "splits": (
+        "A part of a graph handed to a backend.",
+        {
+            "split_id": ("id", "Number; the row number."),
+            "tid": ("id", "Thread that handed it over."),
+            "backend": ("text", "Name of the backend; empty if it is not known."),
+            "guid": ("text", "The backend's GUID, hexadecimal."),
+            "cgraph": ("address", "The ggml_cgraph."),
+            "n_nodes": ("count", "Its nodes."),
+            "begin_ns": ("ns", "Entered ggml_backend_graph_compute_async."),
+            "end_ns": ("ns", "Returned."),
+            "call_id": ("id", "Call around it; -1 none."),
+            "outermost": ("bool", "It lies in no other split."),
+            "cut": ("bool", "Its end was not recorded."),
+        },
+    ),
+    "graphs": (
+        "One run of ggml_graph_compute.",
+        {
+            "graph_id": ("id", "Number; the row number."),
+            "tid": ("id", "Thread that called it."),
+            "cgraph": ("address", "The ggml_cgraph."),
+            "def_id": ("id", "Definition: which nodes it has; -1 not known."),
+            "n_nodes": ("count", "Its nodes."),
+            "n_threads": ("count", "Threads asked for."),
+            "threads_seen": ("count", "Threads that left operator records."),
+            "begin_ns": ("ns", "Begun, after profinfer had read its nodes."),
+            "end_ns": ("ns", "Returned."),
+            "call_id": ("id", "Call around it; -1 none."),
+            "split_id": ("id", "Split around it; -1 none."),
+            "phase": ("text", "That of its call; other without one."),
+            "walk_ns": ("ns", "profinfer's own time reading its nodes, before begin_ns."),
+            "wanted": ("bool", "Its operators were wanted (record --tokens)."),
+            "partial": ("bool", "Its definition has holes."),
+            "cut": ("bool", "Its end was not recorded."),
+            "complete": ("bool", "Whole, and each node with work was seen once per thread."),
+            "enter_ns": ("ns", "First thread in the graph's loop; -1 not seen."),
+            "release_ns": ("ns", "Last operator done on all threads; -1 not seen."),
+            "sampled": ("bool", "Operators were recorded with it."),
+        },
+    ),
+    "nodes": (
+        "A node of a definition.",
+        {
+            "node_id": ("id", "Number; the row number."),
+            "def_id": ("id", "Its definition."),
+            "idx": ("count", "Place in the graph, from 0."),
+            "op": ("text", "Operator, as the engine names it."),
+            "name": ("text", "Name of its tensor."),
+            "type": ("text", "Type of its tensor."),
+            **{f"ne{i}": ("count", f"Elements in dimension {i}.") for i in range(4)},
+            **{f"nb{i}": ("bytes", f"Stride of dimension {i}.") for i in range(4)},
+            "shape": ("text", "ne, dimensions of 1 at the end left out."),
+            **{
+                f"src{i}_{part}": ("text", f"{what} of source {i}; empty without one.")
+                for i in range(2)
+                for part, what in (("name", "Name"), ("type", "Type"), ("ne", "Shape"))
+            },
+            "weight": ("text", "Name of its weight tensor; empty without one."),
+            "empty": ("bool", "Nothing is computed for it."),
+            "view": ("bool", "It is a view of another tensor."),
+            "flags": ("bits", "Flags of its tensor."),
+            "role": ("text", "Part that it plays in the transformer."),
+            "layer": ("count", "Layer; -1 none."),
+            "layer_inferred": ("bool", "The layer is that of its sources or of the node before."),
+            "params": ("text", "What its parameters say, e.g. the function of a GLU."),
+            "unread": ("bool", "Its tensor could not be read."),
+        },
+    ),
+    "edges": (
+        "A source of a node.",
+        {
+            "def_id": ("id", "Definition."),
+            "idx": ("count", "The node."),
+            "slot": ("count", "Which of its sources."),
+            "src_idx": ("count", "The source, if it is a node of the graph; else -1."),
+            "src_name": ("text", "Name of the source."),
+            "src_is_weight": ("bool", "The source is a weight."),
+            "src_unread": ("bool", "The source could not be read."),
+        },
+    ),
+    "ops": (
+        "One operator on one thread.",
+        {
+            "graph_id": ("id", "Graph."),
+            "node_id": ("id", "Node; of a fused operator the last."),
+            "fused": ("count", "Nodes that it covers."),
+            "tid": ("id", "Thread."),
+            "begin_ns": ("ns", "Computing began."),
+            "end_ns": ("ns", "Computing ended: the thread came to the barrier."),
+            "release_ns": ("ns", "The barrier opened; wait is release - end."),
+            "complete": ("bool", "Seen on all threads, nothing lost next to it."),
+        },
+    ),
+    "op_walls": (
+        "One operator, all threads together.",
+        {
+            "graph_id": ("id", "Graph."),
+            "node_id": ("id", "Node; of a fused operator the last."),
+            "fused": ("count", "Nodes that it covers."),
+            "begin_ns": ("ns", "Release of the operator before."),
+            "release_ns": ("ns", "Its own release; walls of a graph can be added."),
+            "threads": ("count", "Threads seen in it."),
+            "compute_max": ("ns", "Computing of the slowest thread."),
+            "compute_sum": ("ns", "Computing of all threads, summed."),
+            "wait_sum": ("ns", "Waiting of all threads, summed."),
+            "complete": ("bool", "Seen on all threads, nothing lost next to it."),
+        },
+    ),
+    "threads": (
+        "A thread that left records of its own.",
+        {
+            "tid": ("id", "Thread."),
+            "name": ("text", "Its name."),
+            "ops": ("count", "Operators that it took part in."),
+            "compute_ns": ("ns", "Computing, summed."),
+            "wait_ns": ("ns", "Waiting in barriers, summed."),
+            "first_ns": ("ns", "Its first record."),
+            "last_ns": ("ns", "Its last record."),
+        },
+    ),
+    "sched": (
+        "A stretch of a thread's time.",
+        {
+            "tid": ("id", "Thread."),
+            "begin_ns": ("ns", "Begin."),
+            "end_ns": ("ns", "End."),
+            "state": ("text", "running, runnable, blocked or unknown."),
+            "reason": ("text", "Why: preempted, sleeping, woken, ..."),
+            "cpu": ("id", "CPU that it ran on, or left; -1 not known."),
+            "by_tid": ("id", "Thread that was given its CPU; 0 idle, -1 none."),
+            "by_pid": ("id", "Process of that thread."),
+            "by_prio": ("number", "Kernel priority of it: 120 + nice; below 100 real time."),
+            "by_name": ("text", "Name of it."),
+            "migrated": ("bool", "It came from another CPU."),
+        },
+    ),
+    "op_sched": (
+        "What the scheduler did to a row of ops, which has the same number.",
+        {
+            "running_ns": ("ns", "On a CPU, between begin and release."),
+            "runnable_ns": ("ns", "Waiting for a CPU."),
+            "behind_own_ns": ("ns", "Of that, behind another thread of the target."),
+            "behind_other_ns": ("ns", "Of that, behind another process."),
+            "blocked_ns": ("ns", "Asleep."),
+            "compute_running_ns": ("ns", "On a CPU, between begin and end."),
+            "spinning_ns": ("ns", "On a CPU, between end and release."),
+            "migrations": ("count", "Times that it came to another CPU."),
+            "involuntary": ("count", "Times that its CPU was taken away."),
+        },
+    ),
+}
+COLUMNS["empty_ops"] = (
+    "Like ops, of an empty node that threads passed a barrier after (older engines).",
+    COLUMNS["ops"][1],
+)
+COLUMNS["empty_walls"] = (
+    "Like op_walls, of an empty node that threads passed a barrier after (older engines).",
+    COLUMNS["op_walls"][1],
+)
+
+
+_HEAD = """# Tables
+
+`profinfer.open("trace.pf").tables` is a dict of pandas DataFrames; each is an attribute too
+(`trace.ops`). `profinfer export trace.pf --csv FOLDER` writes them as files. Times are
+CLOCK_MONOTONIC nanoseconds. Ids of one table are row numbers of another:
+`trace.nodes.loc[trace.ops.node_id]`. How the numbers are worked out: [metrics](metrics.md).
+"""
+
+
+def as_markdown() -> str:
+    """The page ``docs/tables.md``."""
+    parts = [_HEAD]
+    for table, (row, columns) in COLUMNS.items():
+        parts.append(f"\n## {table}\n\n{row}\n\n| column | unit | meaning |\n|---|---|---|\n")
+        parts += [f"| `{name}` | {unit} | {text} |\n" for name, (unit, text) in columns.items()]
+    return "".join(parts)
