@@ -38,6 +38,8 @@ enum pf_kind {
     PF_WARMUP = 14,      /* pf_mark: where warm-up begins or ends                        */
     PF_SEQS = 15,        /* pf_seqs: which sequences the tokens of a batch belong to      */
     PF_SCHED = 16,       /* pf_sched: a thread of the target left or got a CPU, or woke  */
+    PF_FAULT = 18,       /* pf_fault: page faults of a thread of the target               */
+    PF_READ = 19,        /* pf_read: a read from a disk that the target asked for         */
     PF_KIND_COUNT = 32,
 };
 
@@ -209,6 +211,28 @@ struct pf_sched {
     int prio;                    /* kernel priority of other: 100 + nice + 20, below 100 real time */
     unsigned int pad;
     char comm[PF_COMM_LEN];      /* name of other */
+};
+
+#define PF_FAULT_MAJOR 1         /* flags: the page had to be read, or the fault had to wait */
+
+/* One major fault, or minor faults of a thread that follow each other in time and address. */
+struct pf_fault {
+    struct pf_hdr h;             /* ts: the first fault began */
+    unsigned long long addr;     /* of the first fault */
+    unsigned long long last;     /* of the last one */
+    unsigned int n;              /* faults */
+    unsigned int dt;             /* ns from ts to the end of the last one */
+    unsigned long long ns;       /* time inside the faults */
+};
+
+#define PF_READ_WRITE 1          /* flags: written, not read */
+
+struct pf_read {
+    struct pf_hdr h;             /* ts: handed to the block layer, on the thread that asked */
+    unsigned long long ino;      /* inode of the file whose page cache it fills, 0: of none */
+    unsigned long long offset;   /* in the file, bytes */
+    unsigned int dev;            /* device of the file system, major << 20 | minor */
+    unsigned int bytes;
 };
 
 /* Slots of the per-CPU counter array: PF_CNT_SENT + kind, PF_CNT_LOST + kind. */

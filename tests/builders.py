@@ -24,6 +24,7 @@ from profinfer.tracefile.schema import (
     CNT_OP_LOST,
     CNT_OP_RECORDS,
     CNT_SENT,
+    FAULT_MAJOR,
     GRAPH_CHANGED,
     OPS_CODE_LEAVE,
     OPS_COMPACT,
@@ -361,7 +362,7 @@ class TraceBuilder:
             padded(len(payload)), b"\0"
         )
         self.records += 1
-        if 0 < kind < 16:
+        if 0 < kind < CNT_LOST:
             self.counters[CNT_SENT + kind] += 1
         self._last_ts = max(self._last_ts, ts)
         if len(self._ring) >= self.chunk_bytes:
@@ -531,6 +532,21 @@ class TraceBuilder:
         self.counters[CNT_OP_RECORDS] += len(events)
         body = struct.pack("<QII", cgraph, seq, len(events)) + packed
         self.record(Kind.OPS, tid, base, body, flags)
+
+    def fault(
+        self, tid: int, ts: int, addr: int, *, ns: int = 1000, n: int = 1, major: bool = False,
+        last: int | None = None,
+    ) -> None:  # fmt: skip
+        """A major page fault, or a run of minor ones."""
+        body = struct.pack("<QQIIQ", addr, addr if last is None else last, n, ns, ns)
+        self.record(Kind.FAULT, tid, ts, body, FAULT_MAJOR if major else 0)
+
+    def read(
+        self, tid: int, ts: int, offset: int, size: int, *, ino: int = 99, dev: int = 254 << 20,
+        flags: int = 0,
+    ) -> None:  # fmt: skip
+        """A read that a thread handed to the block layer."""
+        self.record(Kind.READ, tid, ts, struct.pack("<QQII", ino, offset, dev, size), flags)
 
     # -- larger pieces -----------------------------------------------------------------------
 

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from profinfer.analysis import memoryfindings
 from profinfer.analysis.bandwidth import bandwidth_wall
 from profinfer.analysis.result import Column, Note, Result
 from profinfer.analysis.scheduling import displacer, per_thread, priority
@@ -85,6 +86,7 @@ def findings(trace: Trace, selection: Selection) -> list[Finding]:
         case = _Case(trace, selection, sums, int(sums["op_ns"].sum()), threads, cpus)
         found += [look(case) for look in _LOOKS]
         found += _preempted(case)
+    found += [Finding(f.name, None, f.text) for f in memoryfindings.findings(trace)]
     wall = bandwidth_wall(trace)
     if wall is not None:
         found.append(Finding("bandwidth", None, wall[1]))

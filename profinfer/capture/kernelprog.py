@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from profinfer.capture.kernelcall import bpf
 
-KPROBE, RAW_TRACEPOINT = 2, 17  # enum bpf_prog_type
+KPROBE, PERF_EVENT, RAW_TRACEPOINT = 2, 7, 17  # enum bpf_prog_type
 _PROG_LOAD, _RAW_TRACEPOINT_OPEN = 5, 17  # enum bpf_cmd
 _LOG_BYTES = 4 << 20
 _NAME_LEN = 15

@@ -8,6 +8,7 @@ from typing import Any
 from profinfer.capture.calibrate import measure_hit
 from profinfer.capture.drain import RingReader, Sink
 from profinfer.capture.leftover import open_batches
+from profinfer.capture.memory import Memory, open_runs
 from profinfer.capture.program import Program
 from profinfer.capture.sched import Scheduler
 from profinfer.capture.source import Source, build_source, headers_folder
@@ -59,11 +60,13 @@ class Probing:
     ) -> None:
         self.plan = plan
         self.sched = Scheduler.wanted(wanted.sched)
+        self.memory = Memory(wanted.faults)
         source = build_source(
             plan,
             ring_bytes=wanted.ring_bytes,
             sched=self.sched.definitions,
             steps=wanted.steps,
+            memory=self.memory.definitions,
         )
         try:
             self._set_up(source, pid, paused, None)
@@ -71,11 +74,13 @@ class Probing:
             if self._program.method is Method.PERF or not Path(f"/proc/{pid}").exists():
                 raise
             # Links were said to work here, and one was refused: then the older way.
+            self.memory.detach()
             self._program.release()
             self._set_up(source, pid, paused, Method.PERF)
         self.sched.attach(self._program, pid)
         self.ring = RingReader(self._program.ring_fd("ring"), wanted.ring_bytes)
         self._left = (0, 0)
+        self._left_runs = 0
 
     def _set_up(self, source: Source, pid: int, paused: bool, method: Method | None) -> None:
         program = self._program = Program(
@@ -96,6 +101,7 @@ class Probing:
             for level in LEVELS
         }
         self.attach()
+        self.memory.attach(program, pid)
 
     def attach(self, *levels: str) -> None:
         """Put the probes of levels in place, of all levels if none is named; takes some 10 ms.
@@ -114,8 +120,9 @@ class Probing:
         close_together([fd for level in levels or LEVELS for fd in self._groups[level].take()])
 
     def detach_all(self) -> None:
-        """Remove every probe, and stop listening to the scheduler."""
+        """Remove every probe, and stop listening to the scheduler, to faults and reads."""
         self.sched.detach()
+        self.memory.detach()
         self.detach()
 
     @property
@@ -146,6 +153,7 @@ class Probing:
         counters = self._program.counters("counters", CNT_COUNT)
         counters[CNT_SENT + Kind.OPS] += self._left[0]
         counters[CNT_OP_RECORDS] += self._left[1]
+        counters[CNT_SENT + Kind.FAULT] += self._left_runs
         return counters
 
     def take_open_batches(self) -> list[bytes]:
@@ -159,10 +167,21 @@ class Probing:
         self._left = (self._left[0] + len(entries), self._left[1] + records)
         return entries
 
+    def take_open_runs(self) -> list[bytes]:
+        """Ring entries of page faults that no thread has handed over; nobody may fault any more."""
+        if self.memory.definitions is None:
+            return []
+        runs = self._program.values("fault_runs")
+        entries, places = open_runs(runs)
+        for place in places:
+            self._program.put("fault_runs", place, bytes(len(runs[place])))
+        self._left_runs += len(entries)
+        return entries
+
     @property
     def records(self) -> int:
         """Ring entries taken, those of open batches included."""
-        return self.ring.records + self._left[0]
+        return self.ring.records + self._left[0] + self._left_runs
 
     def pause(self) -> None:
         """From now on nothing is recorded; the probes stay, and cost what they cost."""
@@ -175,6 +194,7 @@ class Probing:
     def close(self) -> None:
         """Unmap the ring and remove what is still attached, in the background."""
         self.sched.detach()
+        self.memory.detach()
         self.ring.close()
         self._program.release()
 

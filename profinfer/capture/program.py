@@ -16,6 +16,7 @@ from profinfer.capture.compiler import compile_text
 from profinfer.capture.kernelmap import KernelMap
 from profinfer.capture.kernelprog import (
     KPROBE,
+    PERF_EVENT,
     RAW_TRACEPOINT,
     ProgramKind,
     load_function,
@@ -87,6 +88,10 @@ class Program:
     def load(self, function: str) -> int:
         """Verify and load one function of a uprobe, once; returns its descriptor.
 
+        Args:
+            function: its name.
+            kind: what it is to be attached to.
+
         Raises:
             EnvironmentProblem: the kernel's verifier refused it.
         """
@@ -113,6 +118,14 @@ class Program:
             thread.join()
         if refused:
             raise refused[0]
+
+    def load_perf_event(self, function: str) -> int:
+        """Verify and load one function of a perf event, once; returns its descriptor.
+
+        Raises:
+            EnvironmentProblem: the kernel's verifier refused it.
+        """
+        return self._loaded(function, ProgramKind(PERF_EVENT, 0))
 
     def open_raw_tracepoint(self, name: str, function: str) -> int:
         """Run a function at a raw tracepoint for as long as the descriptor returned is open.

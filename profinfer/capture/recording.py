@@ -20,6 +20,7 @@ from profinfer.capture.plausible import Verdict, check_tensors
 from profinfer.capture.probing import Probing, lost_events
 from profinfer.capture.progress import ProgressLine
 from profinfer.capture.readings import Forecast, Reading
+from profinfer.capture.residence import Residence
 from profinfer.capture.signals import SignalWatch, pass_on
 from profinfer.capture.target import ExitStatus, LaunchedTarget, RunningTarget
 from profinfer.capture.wanted import Wanted
@@ -56,6 +57,7 @@ class RecordResult:
         forecast: what the probes cost, None if it is not known.
         implausible: what was read as tensors makes no sense; the probes were removed.
         no_sched: why there are no thread states, None if there are.
+        no_faults: why there are no page faults, None if there are.
         write_error: the recording was cut short because the file could not be written.
     """
 
@@ -73,6 +75,7 @@ class RecordResult:
     forecast: Forecast | None
     implausible: Verdict | None
     no_sched: str | None
+    no_faults: str | None
     write_error: TraceError | None
 
 
@@ -88,6 +91,7 @@ class Recording:
         level: level of a plan made later.
         qos: what the operators' probes may cost.
         wanted: what a plan made later is to record.
+        argv: the target's command line.
         duration_s: end of the recording after this time, None for the target's end.
         progress: show the progress line.
     """
@@ -103,6 +107,7 @@ class Recording:
         level: str,
         qos: QosLimits,
         wanted: Wanted,
+        argv: list[str],
         duration_s: float | None,
         progress: bool,
     ) -> None:
@@ -112,6 +117,7 @@ class Recording:
         self._watch = watch
         self._level = level
         self._qos = qos
+        self._residence = Residence(target.pid, argv)
         self._governor: Governor | None = None
         self._switches = 0
         self._expected: Forecast | None = None
@@ -172,6 +178,7 @@ class Recording:
             self._take_stop()
             self._forecast()
             self._govern()
+            self._sample()
             if not self._mapped and self._probing is not None and self._probing.ring.calls:
                 self._note_maps()
             self._show()
@@ -228,7 +235,10 @@ class Recording:
         probing = Probing(plan, self._target.pid, self._wanted)
         self._use(probing)
         told = {"engine": plan.engine_json(), "plan": probing.plan_json()}
-        self._json(ChunkKind.UPDATE, {**told, "sched": probing.sched.to_json()})
+        self._json(
+            ChunkKind.UPDATE,
+            {**told, "sched": probing.sched.to_json(), "memory": probing.memory.to_json()},
+        )
         if self._other_engines:
             self._note("other engines", paths=list(self._other_engines))
 
@@ -326,7 +336,20 @@ class Recording:
                 if len(parts) == 6 and "x" in parts[1] and parts[5].startswith("/"):
                     start, end = (int(x, 16) for x in parts[0].split("-"))
                     maps.append([start, end, int(parts[2], 16), parts[5]])
-        self._json(ChunkKind.UPDATE, {"maps": maps, "limits": self._limits.now()})
+        self._json(
+            ChunkKind.UPDATE,
+            {"maps": maps, "limits": self._limits.now(), "memory": self._residence.look()},
+        )
+        self._sample(now=True)
+
+    def _sample(self, *, now: bool = False) -> None:
+        """How much memory the target has, once in a while."""
+        sizes = self._residence.sample(now=now)
+        if sizes is None:
+            return
+        if not self._mapped:
+            self._residence.look()  # what is mapped only while the model is loaded
+        self._note("memory", **sizes)
 
     def _show(self) -> None:
         due = self._progress.due()
@@ -359,6 +382,12 @@ class Recording:
             # with the graph that was cut.
             if status is not None:
                 self._write_open_batches(probing)
+            left = probing.take_open_runs()
+            if left and self._write_error is None:
+                try:
+                    self._writer.write_ring(left)
+                except TraceError as error:
+                    self._write_error = error
             counters = probing.counters()
             self._json(ChunkKind.UPDATE, {"limits": self._limits.end()})
         trailer = Trailer(
@@ -388,5 +417,6 @@ class Recording:
             forecast=Forecast.of(Reading.of(counters), probing.hit_ns) if probing else None,
             implausible=self._implausible,
             no_sched=probing.sched.why if probing else None,
+            no_faults=probing.memory.why if probing else None,
             write_error=self._write_error,
         )

@@ -47,6 +47,7 @@ class RecordOptions:
         duration_s: end the recording after this time, None for the target's end.
         qos: what the operators' probes may cost; they are taken away for a while to keep it.
         progress: show the progress line.
+        faults: record page faults and what the target makes disks read.
         shown: the command line's own options, for the trace's header.
     """
 
@@ -60,6 +61,7 @@ class RecordOptions:
     duration_s: float | None = None
     qos: QosLimits = field(default_factory=QosLimits)
     progress: bool = False
+    faults: bool = True
     shown: dict[str, Any] = field(default_factory=dict)
 
 
@@ -136,6 +138,7 @@ def _run(
         level=options.level,
         qos=options.qos,
         wanted=options.wanted,
+        argv=options.argv,
         duration_s=options.duration_s,
         progress=options.progress,
     )
@@ -164,6 +167,7 @@ def _create(
             engine=Engine.from_json(plan.engine_json()) if plan else Engine(),
             plan=Plan.from_json(probing.plan_json()) if probing else Plan(level=options.level),
             sched=Sched.from_json(probing.sched.to_json()) if probing else Sched(),
+            memory=probing.memory.to_json() if probing else {},
             ring_bytes=options.wanted.ring_bytes,
             options=options.shown,
         ),

@@ -173,6 +173,7 @@ def build_source(
     ring_bytes: int = RING_BYTES,
     sched: dict[str, int] | None = None,
     steps: Steps | None = None,
+    memory: dict[str, int] | None = None,
 ) -> Source:
     """Put the program of a plan together.
 
@@ -181,6 +182,7 @@ def build_source(
         ring_bytes: size of the ring buffer, a power of two.
         sched: the kernel's layouts for the scheduler's events, None to leave these out.
         steps: decode steps that operators are wanted of, None for all that runs.
+        memory: the kernel's layouts for page faults and reads, None to leave these out.
     """
     folder = bpf_folder()
     machine = plan.images[0].elf.machine
@@ -194,6 +196,8 @@ def build_source(
         files.append("graph.bpf.c")
     if sched:
         files.append("sched.bpf.c")
+    if memory:
+        files.append("memory.bpf.c")
     text = ["#include <linux/ptrace.h>"]
     for name in files:
         # BCC only rewrites map accesses of the main text, so the files are joined, not included.
@@ -208,7 +212,8 @@ def build_source(
         body = _handler(probe, entry_id, machine)
         text.append(f"int {name}(struct pt_regs *ctx) {{ return {body}; }}")
         points.append(AttachPoint(name, probe.path, probe.offset, probe.kind == "uretprobe"))
-    values = _definitions(plan, ring_bytes) | (sched or {}) | (steps.definitions if steps else {})
+    values = _definitions(plan, ring_bytes) | (sched or {}) | (memory or {})
+    values |= steps.definitions if steps else {}
     flags = [f"-D{key}={value}" for key, value in values.items()]
     tail_calls = {"batch_steps": "pf_batch_step"}
     if walks:

@@ -15,8 +15,10 @@ class Wanted:
         ring_bytes: size of the ring buffer, a power of two.
         sched: what the scheduler does with the target's threads, where the kernel lets us.
         steps: decode steps that operators are recorded in, None for everything.
+        faults: page faults and reads, where the kernel lets us.
     """
 
     ring_bytes: int
     sched: bool = True
     steps: Steps | None = None
+    faults: bool = True

@@ -110,6 +110,12 @@ def _ring_bytes(text: str) -> int:
     help="Record when the target's threads run, wait for a CPU, or sleep.",
 )
 @click.option(
+    "--faults/--no-faults",
+    default=True,
+    show_default=True,
+    help="Record page faults, the tensors that they hit, and what disks are made to read.",
+)
+@click.option(
     "--dry-run", is_flag=True, help="Set everything up, then stop before the target runs."
 )
 @click.option("--print-bpf", is_flag=True, help="Print the BPF program and stop.")
@@ -128,6 +134,7 @@ def command(
     debug_files: tuple[Path, ...],
     progress: bool | None,
     sched: bool,
+    faults: bool,
     dry_run: bool,
     print_bpf: bool,
     command: tuple[str, ...],
@@ -176,7 +183,7 @@ def command(
             output=output,
             force=force,
             level=level,
-            wanted=Wanted(ring_bytes, sched, steps),
+            wanted=Wanted(ring_bytes, sched, steps, faults),
             debug_files=debug_files,
             qos=qos,
             duration_s=None if duration is None else _seconds(duration),
@@ -262,14 +269,20 @@ def _share(text: str) -> float:
 
 
 def _print_bpf(plan: ProbePlan | None, options: RecordOptions) -> int:
+    from profinfer.capture.memory import Memory
     from profinfer.capture.sched import Scheduler
     from profinfer.capture.source import build_source
 
     if plan is None:
         raise UsageProblem("the program loads its engine later: there is no BPF program yet")
-    sched = Scheduler.wanted(options.wanted.sched).definitions
     wanted = options.wanted
-    source = build_source(plan, ring_bytes=wanted.ring_bytes, sched=sched, steps=wanted.steps)
+    source = build_source(
+        plan,
+        ring_bytes=wanted.ring_bytes,
+        sched=Scheduler.wanted(wanted.sched).definitions,
+        steps=wanted.steps,
+        memory=Memory(wanted.faults).definitions,
+    )
     click.echo("// cflags: " + " ".join(source.cflags))
     click.echo(source.text)
     return 0
@@ -328,6 +341,8 @@ def _finish(result: RecordResult, options: RecordOptions) -> int:
         )
     if result.no_sched is not None and options.wanted.sched:
         click.echo(f"profinfer: no thread states: {result.no_sched}", err=True)
+    if result.no_faults is not None and options.wanted.faults:
+        click.echo(f"profinfer: no page faults: {result.no_faults}", err=True)
     lost = f"{format_count(result.lost)} LOST" if result.lost else "none lost"
     calls = f"{format_count(result.calls)} calls"
     # Where the batch could not be read, the report counts tokens from the graphs' shapes.

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from profinfer.cli import options
-from profinfer.cli.views import PHASES, VIEWS, ReportOptions, views
+from profinfer.cli.views import PHASES, VIEWS, ReportOptions, fault_views, views
 from profinfer.errors import ProfinferError, UsageProblem
 
 if TYPE_CHECKING:
@@ -39,6 +39,7 @@ class EmptyTrace(ProfinferError):
 @click.option(
     "--corrected", is_flag=True, help="Also operators' times without what the probes cost them."
 )
+@click.option("--faults", is_flag=True, help="Page faults, disk reads, and memory over time.")
 def command(
     trace: str,
     by: str | None,
@@ -51,6 +52,7 @@ def command(
     warmup: bool,
     roofline: bool,
     corrected: bool,
+    faults: bool,
 ) -> None:
     """Print what TRACE says: how fast, where the time went, what is missing.
 
@@ -60,7 +62,7 @@ def command(
     op = op and op.upper()
     report(
         trace,
-        ReportOptions(by, phase, tokens, op, layer, top, form, warmup, roofline, corrected),
+        ReportOptions(by, phase, tokens, op, layer, top, form, warmup, roofline, corrected, faults),
     )
 
 
@@ -77,8 +79,8 @@ def report(path: str, asked: ReportOptions) -> None:
     _check_usage(asked)
     trace = Trace.open(path)
     _check_level(trace, asked)
-    selections = _selections(trace, asked)
-    results = list(views(trace, asked, selections))
+    selections = [] if asked.faults else _selections(trace, asked)
+    results = list(fault_views(trace, asked) if asked.faults else views(trace, asked, selections))
     if asked.form == "json":
         from profinfer.render.machine import to_json
 
@@ -86,7 +88,7 @@ def report(path: str, asked: ReportOptions) -> None:
     elif asked.form == "csv":
         from profinfer.render.machine import to_csv
 
-        if len(results) != 1:
+        if len(results) != 1 and selections:
             names = ", ".join(f"--phase {s.phase}" for s in selections)
             raise UsageProblem("CSV holds one table, this would be several", f"one of {names}")
         click.echo(to_csv(results[0]), nl=False)
@@ -101,8 +103,23 @@ def _check_usage(asked: ReportOptions) -> None:
         raise UsageProblem("--tokens counts decoded tokens", "--phase decode --tokens 0:10")
     if asked.by == "token" and asked.narrowed:
         raise UsageProblem("--by token shows whole calls", "leave out --op and --layer")
-    if asked.roofline and asked.by in ("thread", "token", "generation"):
+    if asked.roofline and asked.by in ("thread", "token", "generation", "tensor"):
         raise UsageProblem(f"--roofline knows no --by {asked.by}", "--roofline --by op")
+    if asked.faults:
+        _check_faults(asked)
+    elif asked.by == "tensor":
+        raise UsageProblem("--by tensor is a view of page faults", "--faults --by tensor")
+
+
+def _check_faults(asked: ReportOptions) -> None:
+    from profinfer.analysis.memory import KEYS
+
+    if asked.roofline:
+        raise UsageProblem("--faults and --roofline are two views", "one of the two")
+    if asked.narrowed or asked.tokens:
+        raise UsageProblem("--faults shows whole phases", "--faults --phase decode --by tensor")
+    if asked.by is not None and asked.by not in KEYS:
+        raise UsageProblem(f"--faults knows no --by {asked.by}", f"one of {', '.join(KEYS)}")
 
 
 def _check_level(trace: Trace, asked: ReportOptions) -> None:
@@ -119,7 +136,10 @@ def _check_level(trace: Trace, asked: ReportOptions) -> None:
             f"{trace.path} holds no call and no graph: the program ran no inference while recorded",
             f"profinfer info {trace.path}",
         )
-    needs_ops = asked.by not in (None, "token", "generation")
+    if asked.faults and not trace.has_faults:
+        why = trace.meta.memory.get("why") or "profinfer was older"
+        raise UsageProblem(f"{trace.path} holds no page faults: {why}", "profinfer record --faults")
+    needs_ops = asked.by not in (None, "token", "generation", "tensor")
     needs_ops = needs_ops or asked.narrowed or asked.roofline or asked.corrected
     if needs_ops and not len(trace.ops):
         level = trace.meta.plan.level or "graph"
@@ -247,4 +267,5 @@ def _wanted(asked: ReportOptions) -> dict[str, Any]:
         "layer": asked.layer,
         "warmup": asked.warmup,
         "roofline": asked.roofline,
+        "faults": asked.faults,
     }

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from profinfer.model.selection import Selection
     from profinfer.model.trace import Trace
 
-VIEWS = ("op", "layer", "role", "node", "shape", "thread", "token", "generation")
+VIEWS = ("op", "layer", "role", "node", "shape", "thread", "token", "generation", "tensor")
 # Reported one by one, those that the trace has.
 PHASES = ("decode", "prefill", "mixed", "encode")
 TOP = 10  # slowest operators in the short report
@@ -33,6 +33,7 @@ class ReportOptions:
         warmup: keep warm-up calls.
         roofline: work and rates instead of computing and waiting.
         corrected: operators' times without the probes' cost, beside the raw ones.
+        faults: page faults and disk reads instead.
     """
 
     by: str | None
@@ -45,6 +46,7 @@ class ReportOptions:
     warmup: bool
     roofline: bool = False
     corrected: bool = False
+    faults: bool = False
 
     @property
     def narrowed(self) -> bool:
@@ -142,3 +144,19 @@ def _by_layer(trace: Trace, selection: Selection) -> Result:
     from profinfer.analysis import operators
 
     return operators.by(trace, selection, "layer")
+
+
+def fault_views(trace: Trace, asked: ReportOptions) -> Iterator[Result]:
+    """The view that was asked for, or sizes, phases, roles, tensors and memory over time."""
+    from profinfer.analysis import memory
+
+    human = asked.form == "table"
+    phase = None if asked.phase == "all" else asked.phase
+    if asked.by is not None:
+        yield memory.by(trace, asked.by, phase, asked.top or (TOP_VIEW if human else None))
+        return
+    yield memory.overview(trace)
+    yield memory.by_when(trace)
+    for key in ("role", "tensor", "op"):
+        yield memory.by(trace, key, phase, asked.top or (TOP if human else None))
+    yield memory.over_time(trace, 12 if human else None)

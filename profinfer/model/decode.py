@@ -60,6 +60,8 @@ _FIXED = (
     Kind.THREAD,
     Kind.WARMUP,
     Kind.SEQS,
+    Kind.FAULT,
+    Kind.READ,
 )
 
 
@@ -88,7 +90,9 @@ def decode(reader: TraceReader, since_ns: int | None = None) -> Records:
     batches = ops.batches.copy()
     batches["n"] = ops.counts
     first = np.cumsum(ops.counts) - ops.counts
-    times = reader.records().ts
+    # Faults and reads are of the whole process, also of what it did before and after inference.
+    index = reader.records()
+    times = index.ts[~np.isin(index.kind, (Kind.FAULT, Kind.READ))]
     last = int(times.max()) if len(times) else 0
     if len(ops.ops):
         ends = (first + ops.counts - 1)[ops.counts > 0]

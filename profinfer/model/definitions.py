@@ -81,7 +81,7 @@ class Definitions:
     implausible: int
 
 
-def _usage(records: Records, layout: Layout, buffers: npt.NDArray[np.uint64]) -> npt.NDArray:  # type: ignore[type-arg]
+def buffer_usage(records: Records, layout: Layout, buffers: npt.NDArray[np.uint64]) -> npt.NDArray:  # type: ignore[type-arg]
     """Buffer usage of each tensor record, -1 where its buffer was not read."""
     at = layout.buffer.get("usage")
     out = np.full(len(buffers), -1, np.int8)
@@ -179,7 +179,7 @@ def build(records: Records, engine: Engine) -> Definitions:
     layout = engine.layout or Layout()
     raw = tensors.raw_bytes(records.tensors)
     recs = tensors.parse(raw, layout.tensor)
-    content, contents = _contents(raw, _usage(records, layout, recs.buffer), engine, layout)
+    content, contents = _contents(raw, buffer_usage(records, layout, recs.buffer), engine, layout)
     addresses, slot_of_rec = np.unique(records.tensors["addr"], return_inverse=True)
     src_slot = _lookup(addresses, recs.src)
     view_slot = _lookup(addresses, recs.view_src)

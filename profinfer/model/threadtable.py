@@ -21,7 +21,7 @@ def threads_table(index: RingIndex, ops: Rows, names: dict[int, str]) -> pd.Data
         ops: operators of each thread.
         names: of threads.
     """
-    own = index.kind != Kind.SCHED
+    own = ~np.isin(index.kind, (Kind.SCHED, Kind.FAULT, Kind.READ))
     index_tid, index_ts = index.tid[own], index.ts[own]
     tids = np.unique(index_tid).astype(np.int64)
     at = np.searchsorted(tids.astype(np.int32), ops.tid)

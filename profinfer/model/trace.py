@@ -18,7 +18,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from profinfer.engine.roles import role_rules
-from profinfer.model import schedtables
+from profinfer.model import memory, schedtables
 from profinfer.model.calls import Spans
 from profinfer.model.calls import build as build_spans
 from profinfer.model.choose import Wish, choose
@@ -37,6 +37,8 @@ from profinfer.model.operators import build as build_operators
 from profinfer.model.opmarks import collect
 from profinfer.model.opsched import per_operator
 from profinfer.model.optables import rows_table, walls_table
+from profinfer.model.residents import Residents
+from profinfer.model.residents import build as build_residents
 from profinfer.model.schedule import Schedule
 from profinfer.model.selection import Selection
 from profinfer.model.sums import NodeSums, per_node
@@ -64,6 +66,9 @@ TABLES = (
     "threads",
     "sched",
     "op_sched",
+    "faults",
+    "reads",
+    "residence",
 )
 
 
@@ -204,6 +209,31 @@ class Trace:
     def schedule(self) -> Schedule:
         """The stretches as arrays."""
         return schedtables.read(self.reader, self._records.last_ns)
+
+    @cached_property
+    def faults(self) -> pd.DataFrame:
+        """One row per major page fault or run of minor ones, with tensor and operator."""
+        return memory.faults(self._records, self.residents, self.graphs, self.ops)
+
+    @cached_property
+    def reads(self) -> pd.DataFrame:
+        """One row per read that the target made a disk do, with file, tensor and operator."""
+        return memory.reads(self._records, self.residents, self.graphs, self.ops)
+
+    @cached_property
+    def residence(self) -> pd.DataFrame:
+        """One row per reading of the target's memory sizes."""
+        return memory.residence(self.reader.notes)
+
+    @cached_property
+    def residents(self) -> Residents:
+        """Where weights, KV cache and data files lie in the target's memory."""
+        return build_residents(self._records, self.meta.engine, self.meta.memory)
+
+    @property
+    def has_faults(self) -> bool:
+        """Whether page faults were recorded."""
+        return self.meta.memory.get("recorded") is True
 
     @cached_property
     def losses(self) -> dict[str, int]:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from profinfer.render import memorymarks
 from profinfer.render.packets import Packets, Track
 from profinfer.render.timeline import Timeline, ints
 from profinfer.render.trackevent import Ints, Spans
@@ -75,6 +76,10 @@ class Markers:
         self._windows(timeline, first_ns, last_ns)
         self._generations(timeline)
         self._rates(timeline.calls)
+        if timeline.residence is not None and timeline.faults is not None:
+            self._points += memorymarks.points(
+                packets, timeline.residence, timeline.faults, self._track, (first_ns, last_ns)
+            )
         self.active_track = self._track("active threads", unit="threads")
         self._points.append((first_ns, self.active_track, packets.count(0)))
         slices = sorted(self._slices)

@@ -69,6 +69,8 @@ class Timeline:
     recording: Recording
     windows: tuple[Window, ...] = ()
     sched: pd.DataFrame = field(default_factory=_no_states)
+    residence: pd.DataFrame | None = None
+    faults: pd.DataFrame | None = None
 
     @property
     def empty(self) -> bool:
@@ -97,6 +99,8 @@ class Timeline:
                 recording,
                 tuple(trace.windows),
                 trace.sched,
+                trace.residence,
+                trace.faults,
             )
         calls, graphs = trace.calls, trace.graphs
         kept_splits = np.zeros(len(trace.splits), np.bool_)
@@ -117,6 +121,8 @@ class Timeline:
             recording,
             tuple(trace.windows),
             trace.sched,
+            trace.residence,
+            trace.faults,
         )
 
 

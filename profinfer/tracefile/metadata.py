@@ -269,6 +269,7 @@ class TraceMetadata(JsonPart):
     calibration: dict[str, Any] = field(default_factory=dict)
     sched: Sched = field(default_factory=Sched)
     limits: dict[str, Any] = field(default_factory=dict)
+    memory: dict[str, Any] = field(default_factory=dict)
     ring_bytes: int | None = None
     options: dict[str, Any] = field(default_factory=dict)
 
@@ -278,9 +279,9 @@ class TraceMetadata(JsonPart):
         return not self.plan.probes
 
     def to_json(self) -> JsonObject:
-        """The JSON object; without the key ``calibration`` where there is none."""
+        """The JSON object; without the keys ``calibration`` and ``memory`` where there are none."""
         out = super().to_json()
-        return {k: v for k, v in out.items() if k != "calibration" or v}
+        return {k: v for k, v in out.items() if k not in ("calibration", "memory") or v}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -83,6 +83,8 @@ class Kind(IntEnum):
     WARMUP = 14
     SEQS = 15
     SCHED = 16
+    FAULT = 18
+    READ = 19
 
 
 class OpKind(IntEnum):
@@ -109,6 +111,8 @@ OPS_MAX_STEP = 30
 OPS_CODE_LEAVE = 31
 PTRS_LEAFS = 1
 SCHED_OUT, SCHED_IN, SCHED_WAKE, SCHED_NEW, SCHED_PREEMPT = 1, 2, 4, 8, 16
+FAULT_MAJOR = 1
+READ_WRITE = 1
 
 HDR = np.dtype([("kind", "<u2"), ("flags", "<u2"), ("tid", "<u4"), ("ts", "<u8")])
 _H = HDR.descr
@@ -189,6 +193,10 @@ SCHED = np.dtype(
         ("comm", f"S{COMM_LEN}"),
     ]
 )
+FAULT = np.dtype(
+    [*_H, ("addr", "<u8"), ("last", "<u8"), ("n", "<u4"), ("dt", "<u4"), ("ns", "<u8")]
+)
+READ = np.dtype([*_H, ("ino", "<u8"), ("offset", "<u8"), ("dev", "<u4"), ("bytes", "<u4")])
 
 FIXED: dict[Kind, np.dtype[np.void]] = {
     Kind.CALL_BEGIN: CALL,
@@ -204,6 +212,8 @@ FIXED: dict[Kind, np.dtype[np.void]] = {
     Kind.WARMUP: MARK,
     Kind.SEQS: SEQS,
     Kind.SCHED: SCHED,
+    Kind.FAULT: FAULT,
+    Kind.READ: READ,
 }
 
 

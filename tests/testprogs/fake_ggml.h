@@ -198,6 +198,7 @@ struct fake_options {
     int crash_call;
     int slow_from, slow_to; /* calls in between take three times as long */
     bool uid, pos, tail, vary, nap;
+    const char *weights; /* a file to map the weights from; each MUL_MAT then reads its own */
 };
 struct llama_context {
     struct fake_options o;

@@ -1,9 +1,13 @@
 /* libllama of the fake engine: builds the graph of a small transformer and decodes. */
 #include "fake_ggml.h"
 
+#include <fcntl.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
 
 enum { EMBD = 64, HEADS = 4, HEAD = 16, KV_HEADS = 2, FF = 128, VOCAB = 320, CTX = 4096 };
 enum { MAX_NODES = 8192, MAX_LEAFS = 8192, TRUTH_ROWS = 1 << 17 };
@@ -39,7 +43,9 @@ static tensor *leaf(lctx *c, enum ggml_backend_buffer_usage usage, enum ggml_typ
         t = g->leafs[g->n_leafs] = &c->store[g->n_leafs];
         g->n_leafs++;
         __builtin_strcpy(t->name, name);
-        t->data = (void *)(0x700000000000 + 0x100000 * (uintptr_t)g->n_leafs);
+        uintptr_t base = c->buf[USAGE_WEIGHTS].context && usage == USAGE_WEIGHTS
+                             ? (uintptr_t)c->buf[USAGE_WEIGHTS].context : 0x700000000000;
+        t->data = (void *)(base + 0x100000 * (uintptr_t)g->n_leafs);
     }
     t->buffer = &c->buf[usage];
     if (usage == USAGE_COMPUTE) ggml_set_input(t);
@@ -151,6 +157,18 @@ __attribute__((noinline)) lctx *llama_init_from_model(void *model, ...) {
     return calloc(1, sizeof(lctx));
 }
 
+/* No read-ahead: a page that is touched is a fault and a read of its own. */
+static void *map_weights(const char *path) {
+    int fd = open(path, O_RDONLY);
+    struct stat facts;
+    if (fd < 0 || fstat(fd, &facts) != 0) return perror(path), exit(1), NULL;
+    void *base = mmap(NULL, (size_t)facts.st_size, PROT_READ, MAP_SHARED, fd, 0);
+    if (base == MAP_FAILED) return perror(path), exit(1), NULL;
+    madvise(base, (size_t)facts.st_size, MADV_RANDOM);
+    close(fd);
+    return base;
+}
+
 lctx *llama_init_fake(const struct fake_options *o) {
     lctx *c = llama_init_from_model(NULL);
     c->o = *o;
@@ -165,6 +183,7 @@ lctx *llama_init_fake(const struct fake_options *o) {
                                     .nodes = calloc(MAX_NODES, sizeof(tensor *)),
                                     .leafs = calloc(MAX_LEAFS, sizeof(tensor *))};
     for (int i = 0; i < 3; i++) c->buf[i].usage = (enum ggml_backend_buffer_usage)i;
+    if (o->weights) c->buf[USAGE_WEIGHTS].context = map_weights(o->weights);
     c->run = (struct fake_run){.call = -1, .crash_call = o->crash_call, .base_us = o->base_us,
                                .nap = o->nap};
     c->run.truth = calloc((size_t)o->threads, sizeof *c->run.truth);

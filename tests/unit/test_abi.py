@@ -33,6 +33,8 @@ STRUCTS: dict[str, np.dtype[np.void]] = {
     "pf_buffer": schema.tensor_dtype(BUFFER),
     "pf_thread": schema.THREAD,
     "pf_sched": schema.SCHED,
+    "pf_fault": schema.FAULT,
+    "pf_read": schema.READ,
 }
 
 
@@ -101,7 +103,9 @@ def test_constants(tmp_path: Path) -> None:
     wanted |= {f"PF_{kind.name}": kind.value for kind in schema.Kind}
     wanted |= {f"PF_OP_{kind.name}": kind.value for kind in schema.OpKind}
     header = HEADER.read_text()
-    names = re.findall(r"\bPF_((?:CNT|WARMUP|GRAPH|OPS|PTRS|CALL|SEQS|SCHED)_[A-Z_]+)\b", header)
+    names = re.findall(
+        r"\bPF_((?:CNT|WARMUP|GRAPH|OPS|PTRS|CALL|SEQS|SCHED|FAULT|READ)_[A-Z_]+)\b", header
+    )
     for name in set(names) - {k.name for k in schema.Kind}:
         wanted[f"PF_{name}"] = getattr(schema, name)
     wanted["PF_COMM_LEN"] = schema.COMM_LEN
@@ -135,7 +139,7 @@ def test_frame_structs_match_their_dtypes() -> None:
 def test_the_documentation_has_the_same_offsets() -> None:
     text = (ROOT / "docs" / "file-format.md").read_text()
     tables = re.findall(r"<!-- (\w+) -->\n((?:\|.*\n)+)", text)
-    assert len(tables) == 16
+    assert len(tables) == 18
     sizes = dict(re.findall(r"^### (\w+): (\d+) bytes$", text, flags=re.M))
     for name, table in tables:
         dtype = schema.tensor_dtype(TENSOR) if name == "RAW" else getattr(schema, name)
