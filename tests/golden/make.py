@@ -98,12 +98,55 @@ def disturbed() -> bytes:
     return builder.bytes()
 
 
+def evicted() -> bytes:
+    """Four tokens of a model that does not fit: every weight is read and faulted in every time."""
+    base, offset, step = 0x7E00_0000_0000, 4096, 1 << 16
+    path = "/models/tiny.gguf"
+    graph = llama_graph(layers=2)
+    weights = [leaf for leaf in graph.leafs if leaf.name.endswith(".weight")]
+    for number, leaf in enumerate(weights):
+        leaf.data = base + number * step
+    size = offset + step * len(weights)
+    builder = TraceBuilder(
+        memory={
+            "recorded": True,
+            "reads": {"recorded": True},
+            "mappings": [[base, base + size - offset, offset, path]],
+            "files": [{"path": path, "dev": [254, 0], "ino": 99, "size": size}],
+            "limit_bytes": 20_000,
+            "limit_from": "/sys/fs/cgroup/tiny/memory.max",
+        }
+    )
+    builder.thread(77, 900_000_000, "llama")
+    sizes = {"rss": 3 << 20, "file": 1 << 20, "read": 0, "minor": 700, "major": 0}
+    ts = 1_000_000_000
+    for at in range(0, size, step):  # loading
+        builder.read(77, ts - 50_000_000 + 10 * at, at, min(step, size - at))
+        builder.fault(77, ts - 50_000_000 + 10 * at, 0x5500_0000_0000 + at, n=16, ns=9_000)
+    for number in range(4):
+        sizes = {**sizes, "read": sizes["read"] + size, "major": number * len(weights)}
+        builder.json_chunk(4, {"ts": ts - 1000, "what": "memory", **sizes})
+        builder.call_begin(77, ts, n_tokens=1 if number else 5, pos_first=number * 5)
+        truth = builder.run_graph(graph, begin=ts + 500, compute=takes)
+        for op in truth.ops if number else ():
+            for leaf in graph.nodes[op.node].src:
+                if leaf in weights and leaf is not None and op.tid == 78:
+                    where = (leaf.data or 0) - base + offset
+                    builder.read(78, op.begin_ns + 20, where, leaf.strides()[3])
+                    builder.fault(78, op.begin_ns + 10, leaf.data or 0, ns=12_000, major=True)
+        ts = truth.end_ns + 300
+        builder.call_end(77, ts)
+        ts += 20_000
+    return builder.bytes()
+
+
 TRACES = {
     "generation": generation,
     "pair": pair,
     "lossy": lossy,
     "roofs": roofs,
     "disturbed": disturbed,
+    "evicted": evicted,
 }
 
 
