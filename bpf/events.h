@@ -20,6 +20,7 @@
 #define PF_OPS_PER_BATCH 512
 #define PF_RUNS_PER_RECORD 32
 #define PF_COMM_LEN 16
+#define PF_MAX_COUNTERS 6
 
 enum pf_kind {
     PF_CALL_BEGIN = 1,   /* pf_call: llama_decode, llama_encode, llama_process entered   */
@@ -38,6 +39,7 @@ enum pf_kind {
     PF_WARMUP = 14,      /* pf_mark: where warm-up begins or ends                        */
     PF_SEQS = 15,        /* pf_seqs: which sequences the tokens of a batch belong to      */
     PF_SCHED = 16,       /* pf_sched: a thread of the target left or got a CPU, or woke  */
+    PF_COUNTS = 17,      /* pf_counts: what counters read at the records of a batch       */
     PF_FAULT = 18,       /* pf_fault: page faults of a thread of the target               */
     PF_READ = 19,        /* pf_read: a read from a disk that the target asked for         */
     PF_KIND_COUNT = 32,
@@ -163,6 +165,21 @@ struct pf_ops {
     struct pf_op op[];           /* or, compact, unsigned int [] */
 };
 
+/* Comes before the batch with the same tid and seq. Values are the thread's own since some moment:
+ * only differences mean something. */
+#define PF_NOT_COUNTED 0xffffffffffffffff /* value: the kernel did not let it be read there */
+
+struct pf_counts {
+    struct pf_hdr h;             /* ts: of the batch */
+    unsigned int seq;            /* of the batch */
+    unsigned int n;              /* records of the batch */
+    unsigned int n_counters;     /* values a record */
+    unsigned int pad;
+    unsigned long long enabled[PF_MAX_COUNTERS]; /* ns that the thread ran, at the last record */
+    unsigned long long running[PF_MAX_COUNTERS]; /* and of these, ns that it was counted */
+    unsigned long long value[];  /* n x n_counters */
+};
+
 #define PF_PTRS_LEAFS 1          /* flags: leafs[], else nodes[] */
 
 /* Pieces and tensors are sent when they are new or changed; a piece's `first` is its place
@@ -248,6 +265,7 @@ enum pf_counter {
     PF_CNT_STEPS = 70,           /* decode steps of calls that only decoded, and ended    */
     PF_CNT_STEP_NS = 71,         /* time in those calls, ns                               */
     PF_CNT_THREADS = 72,         /* threads asked for, summed over the graphs begun       */
+    PF_CNT_NOT_COUNTED = 73,     /* readings of hardware or software counters that failed */
     PF_CNT_COUNT = 80,
 };
 

@@ -16,6 +16,9 @@ static __always_inline void pf_flush(struct pf_slot *s, u16 flags)
     if (n == 0 || n > PF_OPS_PER_BATCH)
         return;
     s->head.h.flags = PF_OPS_FORM | flags;
+#ifdef PF_COUNTERS
+    pf_tally_flush(s, n);
+#endif
     u64 size = sizeof(struct pf_ops) + n * sizeof(pf_op_record);
     long err = pf_emit(&s->head, size, PF_OPS);
     s->head.n = 0;
@@ -44,6 +47,9 @@ static __always_inline void pf_op_add(struct pf_slot *s, u64 now, u32 what, u32 
     op->what = what;
 #else
     *op = n ? code << PF_OPS_DT_BITS | (u32)dt : what;
+#endif
+#ifdef PF_COUNTERS
+    pf_tally_add(s, n);
 #endif
     s->head.n = n + 1;
     if (n + 1 == PF_OPS_PER_BATCH)

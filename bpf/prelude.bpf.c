@@ -25,11 +25,22 @@ typedef u32 pf_op_record;
 
 /* One thread's open batch. Keyed by tid and not by CPU: a uprobe program can be preempted, and
  * then another thread of the target would write into the same per-CPU buffer. */
+#ifdef PF_COUNTERS
+/* What counters read at the records of the batch, and the thread's counts up to its last switch. */
+struct pf_tally {
+    struct pf_counts head;
+    u64 value[PF_OPS_PER_BATCH * PF_COUNTERS];
+    struct bpf_perf_event_value total[PF_COUNTERS];
+};
+#endif
 struct pf_slot {
     u32 index;           /* loop index of the last record; here, in the cache line of the head */
     u32 pad;
     struct pf_ops head;  /* from here on as it is sent; capture/leftover.py knows the place */
     pf_op_record op[PF_OPS_PER_BATCH];
+#ifdef PF_COUNTERS
+    struct pf_tally tally;
+#endif
 };
 /* An array and not a hash: its lookup is inlined and takes some 50 ns less. A thread's
  * place follows from its tid; claims decides who has a place when two threads want the same. */
@@ -115,17 +126,23 @@ static __always_inline struct pf_slot *pf_slot_new(u32 tid)
     return s;
 }
 
-static __always_inline struct pf_slot *pf_slot_get(void)
+/* The slot of a thread that has one. */
+static __always_inline struct pf_slot *pf_slot_of(u32 tid)
 {
-    u32 tid = (u32)bpf_get_current_pid_tgid();
-    struct pf_slot *s = pf_slot_at(tid, 0);
-    if (s && s->head.h.tid == tid)
-        return s;
-    for (u32 n = 1; n < PF_PLACES; n++) {
-        s = pf_slot_at(tid, n);
+    for (u32 n = 0; n < PF_PLACES; n++) {
+        struct pf_slot *s = pf_slot_at(tid, n);
         if (s && s->head.h.tid == tid)
             return s;
     }
+    return 0;
+}
+
+static __always_inline struct pf_slot *pf_slot_get(void)
+{
+    u32 tid = (u32)bpf_get_current_pid_tgid();
+    struct pf_slot *s = pf_slot_of(tid);
+    if (s)
+        return s;
     s = pf_slot_new(tid);
     if (!s && !pf_is_paused())
         pf_count(PF_CNT_NO_SLOT, 1);

@@ -301,6 +301,7 @@ class GraphTruth:
 
 
 OpEvent = tuple[int, OpKind, int]  # (ts, kind, arg)
+Counting = Callable[[int, int], tuple[list[int], list[int], list[int]]]
 
 
 def compact_records(events: Sequence[OpEvent]) -> list[int] | None:
@@ -332,6 +333,7 @@ class TraceBuilder:
         chunk_bytes: a RING chunk is cut when it is at least this long.
         counters: as the BPF program would have counted; kept up to date by the record methods.
         wide: write operator batches in the wide form; else what fits is compact.
+        counting: what counters read of a thread at a time: values, ns enabled, ns running.
     """
 
     def __init__(self, *, chunk_bytes: int = 1 << 16, wide: bool = False, **changes: Any) -> None:
@@ -341,6 +343,7 @@ class TraceBuilder:
         self.counters = [0] * CNT_COUNT
         self.records = 0
         self.threads: dict[str, str] = {}
+        self.counting: Counting | None = None
         self._seq: dict[int, int] = {}
         self._chunks: list[tuple[int, bytes]] = []
         self._ring = bytearray()
@@ -529,6 +532,8 @@ class TraceBuilder:
             packed = b"".join(
                 struct.pack("<II", ts - base, kind << 24 | arg) for ts, kind, arg in events
             )
+        if self.counting is not None:
+            self._counts(tid, seq, [ts for ts, _, _ in events])
         self.counters[CNT_OP_RECORDS] += len(events)
         body = struct.pack("<QII", cgraph, seq, len(events)) + packed
         self.record(Kind.OPS, tid, base, body, flags)
@@ -547,6 +552,18 @@ class TraceBuilder:
     ) -> None:  # fmt: skip
         """A read that a thread handed to the block layer."""
         self.record(Kind.READ, tid, ts, struct.pack("<QQII", ino, offset, dev, size), flags)
+
+    def _counts(self, tid: int, seq: int, times: list[int]) -> None:
+        """The COUNTS record of a batch."""
+        assert self.counting is not None
+        read = [self.counting(tid, ts) for ts in times]
+        values, enabled, running = read[-1]
+        k = len(values)
+        body = struct.pack("<IIII", seq, len(times), k, 0)
+        for held in (enabled, running):
+            body += struct.pack("<6Q", *held, *[0] * (6 - k))
+        body += b"".join(struct.pack(f"<{k}Q", *row) for row, _, _ in read)
+        self.record(Kind.COUNTS, tid, times[0], body)
 
     # -- larger pieces -----------------------------------------------------------------------
 

@@ -19,6 +19,7 @@ Unit = Literal[
     "bytes_per_s",
     "flop_per_s",
     "flop_per_byte",
+    "per_cycle",
     "text",
     "id",
 ]
@@ -34,7 +35,7 @@ class Column:
         title: what a person reads above it.
         unit: of the stored value: integer or float nanoseconds, bytes, a count, a ratio where 1.0
             is the whole, something per second, bytes or operations per second, operations per byte,
-            text, or an id.
+            something per cycle, text, or an id.
         description: one sentence; what exactly is meant.
         detail: for machines and wide terminals only.
         bar: the renderer may draw the ratio as a bar.

@@ -32,7 +32,7 @@ KEYS = {
     "node": ["name", "op", "problem", "types"],
     "shape": ["op", "problem", "types"],
 }
-_TITLES = {
+TITLES = {
     "name": Column("name", "node", "text", "Name that the engine gives the tensor."),
     "op": Column("op", "operator", "text", "Operator type."),
     "role": Column("role", "role", "text", "Part that the operator plays in the transformer."),
@@ -104,7 +104,7 @@ def roofline(
         out = out.iloc[out["layer"].where(out["layer"] >= 0, 1 << 30).argsort(kind="stable")]
         out["layer"] = out["layer"].astype(str).replace("-1", NO_LAYER)
     out = out.head(top) if top else out
-    columns = [*(_TITLES[key] for key in keys), *TIME, *RATES]
+    columns = [*(TITLES[key] for key in keys), *TIME, *RATES]
     # Where there are several texts something must give way: the place under the roofs may not.
     hidden = {"node": ("problem", "types", "share"), "shape": ("share",)}.get(by, ())
     columns = [replace(c, detail=True) if c.name in hidden else c for c in columns]

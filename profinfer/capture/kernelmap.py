@@ -74,7 +74,7 @@ class KernelMap:
         """The value at an index of an array; in a per-CPU array, of all CPUs, padded to 8 bytes."""
         size = self.spec.value_size
         if self.spec.type == _PER_CPU_ARRAY:
-            size = (size + 7 & ~7) * _possible_cpus()
+            size = (size + 7 & ~7) * possible_cpus()
         value = ctypes.create_string_buffer(size)
         self._element(_LOOKUP, index, value)
         return value.raw
@@ -106,7 +106,7 @@ class KernelMap:
         bpf(command, attr)
 
 
-def _possible_cpus() -> int:
-    """CPUs that the kernel keeps values for; its own ``num_possible_cpus()``."""
+def possible_cpus() -> int:
+    """CPUs that the kernel keeps values for; its own ``numpossible_cpus()``."""
     last = Path("/sys/devices/system/cpu/possible").read_text().strip().split(",")[-1]
     return int(last.split("-")[-1]) + 1

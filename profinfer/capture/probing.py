@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ from profinfer.capture.calibrate import measure_hit
 from profinfer.capture.drain import RingReader, Sink
 from profinfer.capture.leftover import open_batches
 from profinfer.capture.memory import Memory, open_runs
+from profinfer.capture.perfevents import online_cpus, open_counters
 from profinfer.capture.program import Program
 from profinfer.capture.sched import Scheduler
 from profinfer.capture.source import Source, build_source, headers_folder
@@ -48,6 +50,8 @@ class Probing:
         pid: the process; it may be held, stopped or running.
         wanted: what it is to record beside the plan's probes.
         paused: record nothing until ``resume``; for a process that runs while probes are attached.
+        counters: what threads are to count at their operators; what this machine does not count is
+            left out and is in ``opened.refused``.
     """
 
     def __init__(
@@ -61,12 +65,14 @@ class Probing:
         self.plan = plan
         self.sched = Scheduler.wanted(wanted.sched)
         self.memory = Memory(wanted.faults)
+        self.opened = open_counters(wanted.counters, online_cpus() if wanted.counters else ())
         source = build_source(
             plan,
             ring_bytes=wanted.ring_bytes,
             sched=self.sched.definitions,
             steps=wanted.steps,
             memory=self.memory.definitions,
+            counters=len(self.opened.counters),
         )
         try:
             self._set_up(source, pid, paused, None)
@@ -79,7 +85,7 @@ class Probing:
             self._set_up(source, pid, paused, Method.PERF)
         self.sched.attach(self._program, pid)
         self.ring = RingReader(self._program.ring_fd("ring"), wanted.ring_bytes)
-        self._left = (0, 0)
+        self._left = (0, 0, 0)  # batches, their operator records, COUNTS
         self._left_runs = 0
 
     def _set_up(self, source: Source, pid: int, paused: bool, method: Method | None) -> None:
@@ -91,6 +97,12 @@ class Probing:
             program.set_tail_call(table, 0, function)
         if paused:
             self.pause()
+        if self.opened.counters:
+            n = len(self.opened.counters)
+            for k, held in enumerate(self.opened.files):
+                for cpu, fd in held.items():
+                    program.put("events", cpu * n + k, struct.pack("=I", fd))
+            program.on_tracepoint("sched_switch", "pf_on_switch")
         # Before anything is attached: a process that runs already pays for its probes from then on.
         self.hit_cost = measure_hit(program)
         levels = [level_of(probe.role) for probe in self.plan.probes]
@@ -139,6 +151,8 @@ class Probing:
         """The plan for the trace's metadata, with how it was attached and what a hit costs here."""
         plan = self.plan.to_json()
         plan["attached_by"] = self._program.method.value
+        if self.opened.counters:
+            plan["counters"] = [counter.to_json() for counter in self.opened.counters]
         if self.hit_cost is not None:
             plan["ops"]["hit_ns"] = self.hit_cost.ns
             plan["ops"]["hit_evidence"] = f"measured on {self.hit_cost.insn} in libc"
@@ -152,6 +166,7 @@ class Probing:
         """The kernel's counters so far, with what was taken from open batches."""
         counters = self._program.counters("counters", CNT_COUNT)
         counters[CNT_SENT + Kind.OPS] += self._left[0]
+        counters[CNT_SENT + Kind.COUNTS] += self._left[2]
         counters[CNT_OP_RECORDS] += self._left[1]
         counters[CNT_SENT + Kind.FAULT] += self._left_runs
         return counters
@@ -161,11 +176,17 @@ class Probing:
 
         Nobody may write any more: the target has ended, or the operators' probes are detached.
         """
-        entries, records, emptied = open_batches(self._program.values("slots"))
+        counters = len(self.opened.counters)
+        batches, records, emptied = open_batches(self._program.values("slots"), counters)
         for place, slot in emptied.items():
             self._program.put("slots", place, slot)
-        self._left = (self._left[0] + len(entries), self._left[1] + records)
-        return entries
+        counted = len(batches) if counters else 0
+        self._left = (
+            self._left[0] + len(batches),
+            self._left[1] + records,
+            self._left[2] + counted,
+        )
+        return batches
 
     def take_open_runs(self) -> list[bytes]:
         """Ring entries of page faults that no thread has handed over; nobody may fault any more."""
@@ -181,7 +202,7 @@ class Probing:
     @property
     def records(self) -> int:
         """Ring entries taken, those of open batches included."""
-        return self.ring.records + self._left[0] + self._left_runs
+        return self.ring.records + self._left[0] + self._left[2] + self._left_runs
 
     def pause(self) -> None:
         """From now on nothing is recorded; the probes stay, and cost what they cost."""
@@ -197,6 +218,7 @@ class Probing:
         self.memory.detach()
         self.ring.close()
         self._program.release()
+        self.opened.close()
 
 
 def lost_events(counters: list[int]) -> int:

@@ -83,14 +83,11 @@ class Program:
             ) from error
         self._functions: dict[str, int] = {}
         self._groups: list[ProbeGroup] = []
+        self._tracepoints: list[int] = []
         self.method = method or _best_method()
 
     def load(self, function: str) -> int:
         """Verify and load one function of a uprobe, once; returns its descriptor.
-
-        Args:
-            function: its name.
-            kind: what it is to be attached to.
 
         Raises:
             EnvironmentProblem: the kernel's verifier refused it.
@@ -150,6 +147,20 @@ class Program:
                 ) from error
         return self._functions[function]
 
+    def on_tracepoint(self, tracepoint: str, function: str) -> None:
+        """Run a function at a raw tracepoint of the kernel, of every process, until ``release``.
+
+        Raises:
+            EnvironmentProblem: the kernel refused the function or has no such tracepoint.
+        """
+        try:
+            self._tracepoints.append(self.open_raw_tracepoint(tracepoint, function))
+        except OSError as error:
+            raise EnvironmentProblem(
+                f"the kernel runs no BPF program at {tracepoint}: {error.strerror}",
+                hint="profinfer doctor",
+            ) from error
+
     def set_tail_call(self, table: str, index: int, function: str) -> None:
         """Put a loaded function into a program array."""
         self._maps[table].put(index, struct.pack("=I", self.load(function)))
@@ -172,9 +183,9 @@ class Program:
     def release(self) -> None:
         """The end: remove every probe in the background; maps and functions go with them."""
         release([fd for group in self._groups for fd in group.take()], self.method)
-        for fd in self._functions.values():
+        for fd in (*self._tracepoints, *self._functions.values()):
             os.close(fd)
-        self._functions = {}
+        self._tracepoints, self._functions = [], {}
         for held in self._maps.values():
             held.close()
         self._maps = {}

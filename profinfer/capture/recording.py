@@ -16,6 +16,7 @@ from typing import Any
 
 from profinfer.capture.governor import Governor, QosLimits
 from profinfer.capture.limits import Limits
+from profinfer.capture.perfevents import refusal
 from profinfer.capture.plausible import Verdict, check_tensors
 from profinfer.capture.probing import Probing, lost_events
 from profinfer.capture.progress import ProgressLine
@@ -59,6 +60,7 @@ class RecordResult:
         no_sched: why there are no thread states, None if there are.
         no_faults: why there are no page faults, None if there are.
         write_error: the recording was cut short because the file could not be written.
+        not_counted: which counters this machine refused, and why, as one line.
     """
 
     plan: ProbePlan | None
@@ -77,6 +79,7 @@ class RecordResult:
     no_sched: str | None
     no_faults: str | None
     write_error: TraceError | None
+    not_counted: str = ""
 
 
 class Recording:
@@ -419,4 +422,5 @@ class Recording:
             no_sched=probing.sched.why if probing else None,
             no_faults=probing.memory.why if probing else None,
             write_error=self._write_error,
+            not_counted=refusal(probing.opened.refused) if probing else "",
         )

@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from profinfer.capture.kernelmap import possible_cpus
 from profinfer.capture.steps import Steps
 from profinfer.capture.uprobes import AttachPoint
 from profinfer.errors import EnvironmentProblem
@@ -174,6 +175,7 @@ def build_source(
     sched: dict[str, int] | None = None,
     steps: Steps | None = None,
     memory: dict[str, int] | None = None,
+    counters: int = 0,
 ) -> Source:
     """Put the program of a plan together.
 
@@ -183,13 +185,15 @@ def build_source(
         sched: the kernel's layouts for the scheduler's events, None to leave these out.
         steps: decode steps that operators are wanted of, None for all that runs.
         memory: the kernel's layouts for page faults and reads, None to leave these out.
+        counters: counters read at each operator record; with none, nothing of it is compiled.
     """
     folder = bpf_folder()
     machine = plan.images[0].elf.machine
     roles = {probe.role for probe in plan.probes}
     walks = plan.layout is not None and bool(roles & {"graph", "split", "leafs"})
-    files = ["events.h"]
-    files += [f"{n}.bpf.c" for n in ("prelude", "calibrate", "gate", "batch", "calls")]
+    files = ["events.h", "prelude.bpf.c"]
+    files += ["counters.bpf.c"] if counters else []
+    files += [f"{n}.bpf.c" for n in ("calibrate", "gate", "batch", "calls")]
     if walks or any(role.startswith("op.") for role in roles):
         files.append("ops.bpf.c")
     if walks:
@@ -214,6 +218,8 @@ def build_source(
         points.append(AttachPoint(name, probe.path, probe.offset, probe.kind == "uretprobe"))
     values = _definitions(plan, ring_bytes) | (sched or {}) | (memory or {})
     values |= steps.definitions if steps else {}
+    if counters:
+        values |= {"PF_COUNTERS": counters, "PF_CPUS": possible_cpus()}
     flags = [f"-D{key}={value}" for key, value in values.items()]
     tail_calls = {"batch_steps": "pf_batch_step"}
     if walks:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from profinfer.capture.counters import Counter
 from profinfer.capture.steps import Steps
 
 
@@ -16,9 +17,11 @@ class Wanted:
         sched: what the scheduler does with the target's threads, where the kernel lets us.
         steps: decode steps that operators are recorded in, None for everything.
         faults: page faults and reads, where the kernel lets us.
+        counters: what is counted at each operator.
     """
 
     ring_bytes: int
     sched: bool = True
     steps: Steps | None = None
     faults: bool = True
+    counters: tuple[Counter, ...] = ()

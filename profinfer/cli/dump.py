@@ -144,6 +144,8 @@ def _rows(reader: TraceReader, kind: Any, with_ops: bool) -> Callable[[int], Rec
         rows, decode = reader.tensors().rows, _tensor_decoder(reader)
     elif kind is Kind.BUFFER:
         rows, decode = reader.buffers().rows, _buffer_decoder(reader)
+    elif kind is Kind.COUNTS:
+        rows, decode = reader.counts().heads, _counts_decoder(reader)
     else:
         rows = reader.fixed(kind).rows
     coming = iter(rows)
@@ -188,6 +190,21 @@ def _fields(row: Any) -> dict[str, Any]:
         else:
             out[name] = int(value)
     return out
+
+
+def _counts_decoder(reader: TraceReader) -> Callable[[Any], dict[str, Any]]:
+    """Decodes COUNTS records, which must come in order: the values of each by counter."""
+    names = [counter.name for counter in reader.meta.plan.counters]
+    values = iter(reader.counts().values)
+
+    def decode(row: Any) -> dict[str, Any]:
+        columns = next(values).T.tolist()
+        k = int(row["n_counters"])
+        named = dict(zip([*names, *map(str, range(len(names), k))], columns, strict=False))
+        times = {name: row[name][:k].tolist() for name in ("enabled", "running")}
+        return {"seq": int(row["seq"]), "n": int(row["n"]), **times, "values": named}
+
+    return decode
 
 
 def _operators(ops: Any) -> Iterator[tuple[tuple[int, str, int], ...]]:

@@ -13,6 +13,7 @@ from profinfer.cli.options import Span
 from profinfer.errors import TargetError, UsageProblem
 
 if TYPE_CHECKING:
+    from profinfer.capture.counters import Counter
     from profinfer.capture.recording import RecordResult
     from profinfer.capture.session import RecordOptions
     from profinfer.probes.plan import ProbePlan
@@ -84,6 +85,17 @@ def _ring_bytes(text: str) -> int:
     help="Record no operators while the target decodes fewer tokens a second.",
 )
 @click.option(
+    "--counters",
+    metavar="LIST",
+    help="Count at each operator and thread: page-faults,task-clock,cycles,instructions, codes "
+    "such as r04cb, names that sysfs lists. At most 6.",
+)
+@click.option(
+    "--preset",
+    type=click.Choice(["memory", "stalls", "faults"]),
+    help="The counters for a question, instead of their names.",
+)
+@click.option(
     "--ring-size",
     default="16M",
     show_default=True,
@@ -130,6 +142,8 @@ def command(
     every: int | None,
     max_overhead: str | None,
     min_tps: float | None,
+    counters: str | None,
+    preset: str | None,
     ring_size: str,
     debug_files: tuple[Path, ...],
     progress: bool | None,
@@ -174,6 +188,7 @@ def command(
             f"--level {level} has none",
             hint="leave out --level",
         )
+    counted = _counters(counters, preset, level)
     plan, options = _prepare(
         pid,
         command,
@@ -183,7 +198,7 @@ def command(
             output=output,
             force=force,
             level=level,
-            wanted=Wanted(ring_bytes, sched, steps, faults),
+            wanted=Wanted(ring_bytes, sched, steps, faults, counted),
             debug_files=debug_files,
             qos=qos,
             duration_s=None if duration is None else _seconds(duration),
@@ -193,7 +208,8 @@ def command(
             else progress,
             shown={"level": level, "ring_bytes": ring_bytes}
             | qos.to_json()
-            | (steps.to_json() if steps else {}),
+            | (steps.to_json() if steps else {})
+            | ({"counters": [counter.name for counter in counted]} if counted else {}),
         ),
     )
     if print_bpf:
@@ -246,6 +262,38 @@ def _prepare(
     return None, options
 
 
+def _counters(listed: str | None, preset: str | None, level: str) -> tuple[Counter, ...]:
+    """What is to be counted at each operator."""
+    import platform
+
+    from profinfer.capture.counters import CounterNames
+    from profinfer.capture.presets import preset as counters_of
+
+    if listed is None and preset is None:
+        return ()
+    if listed is not None and preset is not None:
+        raise UsageProblem(
+            "--preset names counters, and so does --counters", hint="give one of them"
+        )
+    if level != "op":
+        raise UsageProblem(
+            f"counters are read at operators, and --level {level} has none",
+            hint="leave out --level",
+        )
+    names = CounterNames()
+    found = (
+        names.parse(listed)
+        if listed is not None
+        else counters_of(preset or "", platform.machine(), names)
+    )
+    if system := next((counter.name for counter in found if counter.system), None):
+        raise UsageProblem(
+            f"{system} counts a whole package and no thread: it has no operators",
+            hint="name counters of the cores",
+        )
+    return tuple(found)
+
+
 def _seconds(text: str) -> float:
     """Seconds of ``30``, ``30s``, ``2m`` or ``500ms``."""
     for suffix, factor in (("ms", 0.001), ("s", 1.0), ("m", 60.0), ("h", 3600.0), ("", 1.0)):
@@ -282,6 +330,7 @@ def _print_bpf(plan: ProbePlan | None, options: RecordOptions) -> int:
         sched=Scheduler.wanted(wanted.sched).definitions,
         steps=wanted.steps,
         memory=Memory(wanted.faults).definitions,
+        counters=len(wanted.counters),
     )
     click.echo("// cflags: " + " ".join(source.cflags))
     click.echo(source.text)
@@ -353,6 +402,8 @@ def _finish(result: RecordResult, options: RecordOptions) -> int:
         parts.append(f"{format_count(result.operators)} operator records")
     click.echo(f"profinfer: wrote {options.output} ({format_bytes(result.size)})", err=True)
     click.echo(f"  {', '.join(parts)}, {lost}", err=True)
+    if result.not_counted:
+        click.echo(f"  {result.not_counted}", err=True)
     if result.forecast is not None:
         click.echo(f"  probes cost {result.forecast.text}", err=True)
     if result.switches:

@@ -40,6 +40,7 @@ class EmptyTrace(ProfinferError):
     "--corrected", is_flag=True, help="Also operators' times without what the probes cost them."
 )
 @click.option("--faults", is_flag=True, help="Page faults, disk reads, and memory over time.")
+@click.option("--counters", is_flag=True, help="What counters counted: see record --counters.")
 def command(
     trace: str,
     by: str | None,
@@ -53,6 +54,7 @@ def command(
     roofline: bool,
     corrected: bool,
     faults: bool,
+    counters: bool,
 ) -> None:
     """Print what TRACE says: how fast, where the time went, what is missing.
 
@@ -62,7 +64,9 @@ def command(
     op = op and op.upper()
     report(
         trace,
-        ReportOptions(by, phase, tokens, op, layer, top, form, warmup, roofline, corrected, faults),
+        ReportOptions(
+            by, phase, tokens, op, layer, top, form, warmup, roofline, corrected, faults, counters
+        ),
     )
 
 
@@ -103,8 +107,11 @@ def _check_usage(asked: ReportOptions) -> None:
         raise UsageProblem("--tokens counts decoded tokens", "--phase decode --tokens 0:10")
     if asked.by == "token" and asked.narrowed:
         raise UsageProblem("--by token shows whole calls", "leave out --op and --layer")
-    if asked.roofline and asked.by in ("thread", "token", "generation", "tensor"):
-        raise UsageProblem(f"--roofline knows no --by {asked.by}", "--roofline --by op")
+    if asked.roofline and asked.counters:
+        raise UsageProblem("--roofline and --counters are two views", "give one of them")
+    view = "--roofline" if asked.roofline else "--counters" if asked.counters else None
+    if view and asked.by in ("thread", "token", "generation", "tensor"):
+        raise UsageProblem(f"{view} knows no --by {asked.by}", f"{view} --by op")
     if asked.faults:
         _check_faults(asked)
     elif asked.by == "tensor":
@@ -114,8 +121,8 @@ def _check_usage(asked: ReportOptions) -> None:
 def _check_faults(asked: ReportOptions) -> None:
     from profinfer.analysis.memory import KEYS
 
-    if asked.roofline:
-        raise UsageProblem("--faults and --roofline are two views", "one of the two")
+    if asked.roofline or asked.counters:
+        raise UsageProblem("--faults and the other one are two views", "one of the two")
     if asked.narrowed or asked.tokens:
         raise UsageProblem("--faults shows whole phases", "--faults --phase decode --by tensor")
     if asked.by is not None and asked.by not in KEYS:
@@ -140,7 +147,7 @@ def _check_level(trace: Trace, asked: ReportOptions) -> None:
         why = trace.meta.memory.get("why") or "profinfer was older"
         raise UsageProblem(f"{trace.path} holds no page faults: {why}", "profinfer record --faults")
     needs_ops = asked.by not in (None, "token", "generation", "tensor")
-    needs_ops = needs_ops or asked.narrowed or asked.roofline or asked.corrected
+    needs_ops = needs_ops or asked.narrowed or asked.roofline or asked.corrected or asked.counters
     if needs_ops and not len(trace.ops):
         level = trace.meta.plan.level or "graph"
         raise UsageProblem(
@@ -151,6 +158,11 @@ def _check_level(trace: Trace, asked: ReportOptions) -> None:
         raise UsageProblem(
             f"{trace.path} does not say what a probe costs: there is nothing to correct by",
             "leave out --corrected",
+        )
+    if asked.counters and not trace.meta.plan.counters:
+        raise UsageProblem(
+            f"{trace.path} was recorded without counters",
+            "profinfer record --preset faults -- PROGRAM ...",
         )
     if asked.op is not None and asked.op not in trace.nodes["op"].cat.categories:
         ran = trace.nodes["op"][~trace.nodes["empty"]].unique()
@@ -268,4 +280,5 @@ def _wanted(asked: ReportOptions) -> dict[str, Any]:
         "warmup": asked.warmup,
         "roofline": asked.roofline,
         "faults": asked.faults,
+        "counters": asked.counters,
     }

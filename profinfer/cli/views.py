@@ -34,6 +34,7 @@ class ReportOptions:
         roofline: work and rates instead of computing and waiting.
         corrected: operators' times without the probes' cost, beside the raw ones.
         faults: page faults and disk reads instead.
+        counters: what counters counted, instead.
     """
 
     by: str | None
@@ -47,6 +48,7 @@ class ReportOptions:
     roofline: bool = False
     corrected: bool = False
     faults: bool = False
+    counters: bool = False
 
     @property
     def narrowed(self) -> bool:
@@ -78,6 +80,9 @@ def views(trace: Trace, asked: ReportOptions, selections: list[Selection]) -> It
     top = asked.top or (TOP_VIEW if human else None)
     if asked.roofline:
         yield from _rooflines(trace, asked, selections, top)
+        return
+    if asked.counters:
+        yield from _counters(trace, asked, selections, top)
         return
     if asked.by is not None:
         for chosen in selections:
@@ -138,6 +143,19 @@ def _rooflines(
         for by in (asked.by,) if asked.by else ("op", "role", "node"):
             rows = top if asked.by else short
             yield roofline(trace, chosen, by, found, rows if by in ("node", "shape") else None)
+
+
+def _counters(
+    trace: Trace, asked: ReportOptions, selections: list[Selection], top: int | None
+) -> Iterator[Result]:
+    """The view that was asked for, or by operator, by role and the slowest nodes."""
+    from profinfer.analysis.counters import counters
+
+    short = asked.top or (top and TOP)
+    for chosen in selections:
+        for by in (asked.by,) if asked.by else ("op", "role", "node"):
+            rows = top if asked.by else short
+            yield counters(trace, chosen, by, rows if by in ("node", "shape") else None)
 
 
 def _by_layer(trace: Trace, selection: Selection) -> Result:

@@ -22,6 +22,8 @@ from profinfer.model import memory, schedtables
 from profinfer.model.calls import Spans
 from profinfer.model.calls import build as build_spans
 from profinfer.model.choose import Wish, choose
+from profinfer.model.counts import Counts
+from profinfer.model.counts import build as build_counts
 from profinfer.model.decode import Records, decode
 from profinfer.model.definitions import Definitions
 from profinfer.model.definitions import build as build_definitions
@@ -167,6 +169,19 @@ class Trace:
     def ops(self) -> pd.DataFrame:
         """One row per operator and thread; compute is end - begin, wait is release - end."""
         return rows_table(self._operators.rows)
+
+    @cached_property
+    def counters(self) -> pd.DataFrame:
+        """What was counted in each row of ``ops``: NaN where it is not known. See ``counted``."""
+        names = [counter.name for counter in self.meta.plan.counters]
+        return pd.DataFrame(self.counted.values, columns=names, index=self.ops.index)
+
+    @cached_property
+    def counted(self) -> Counts:
+        """``counters`` as an array, with how far they can be trusted."""
+        plan = self.meta.plan
+        return build_counts(self.reader.ops(), self.reader.counts(), self._operators.rows,
+                            len(plan.counters), pair=plan.ops.mode == "pair")  # fmt: skip
 
     @cached_property
     def op_walls(self) -> pd.DataFrame:

@@ -232,13 +232,30 @@ class Skipped(JsonPart):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Counter(JsonPart):
+    """A counter read at operators: which side counts (user, kernel, both), and what one is."""
+
+    name: str
+    side: str | None = None
+    hardware: bool | None = None
+    bytes: int | None = None
+    direction: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Plan(JsonPart):
     """What was probed."""
 
     level: str | None = None
+    counters: tuple[Counter, ...] = ()
     ops: OpsPlan = field(default_factory=OpsPlan)
     probes: tuple[Probe, ...] = ()
     skipped: tuple[Skipped, ...] = ()
+
+    def to_json(self) -> JsonObject:
+        """The JSON object; without the key ``counters`` where there are none."""
+        out = super().to_json()
+        return {k: v for k, v in out.items() if k != "counters" or v}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,7 +22,14 @@ from profinfer.errors import TraceError
 from profinfer.tracefile.frames import Chunk, Scan, parse_file_header, scan_chunks
 from profinfer.tracefile.metadata import JsonObject, TraceMetadata, Trailer, merge
 from profinfer.tracefile.opbatches import OpRecords, expand
-from profinfer.tracefile.ringindex import Records, RingIndex, build_index, gather
+from profinfer.tracefile.ringindex import (
+    CountRecords,
+    Records,
+    RingIndex,
+    build_index,
+    gather,
+    gather_counts,
+)
 from profinfer.tracefile.schema import (
     CNT_SENT,
     FIXED,
@@ -147,6 +154,12 @@ class TraceReader:
         index = self.records()
         order, batches = self._rows(Kind.OPS, OPS)
         return OpRecords(order, batches, *expand(self._words, index.offset[order], batches))
+
+    def counts(self) -> CountRecords:
+        """What counters read at the records of each operator batch, in stream order."""
+        index = self.records()
+        order = np.flatnonzero(index.kind == Kind.COUNTS)
+        return CountRecords(order, *gather_counts(self._words, index.offset[order]))
 
     def tensors(self) -> Records:
         """All TENSOR records; ``raw`` is the engine's struct (``structs.tensor_struct``)."""

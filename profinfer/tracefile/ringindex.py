@@ -17,7 +17,9 @@ import numpy.typing as npt
 from profinfer.tracefile.frames import Chunk
 from profinfer.tracefile.opbatches import Ints, Rows, Words, malformed, record_size
 from profinfer.tracefile.schema import (
+    COUNTS,
     FIXED,
+    MAX_COUNTERS,
     OPS,
     OPS_COMPACT,
     OPS_PER_BATCH,
@@ -30,6 +32,7 @@ from profinfer.tracefile.schema import (
 
 _ENTRY_HEADER = 8
 _MIN_RECORD = 16
+_VARYING = {Kind.OPS: OPS, Kind.COUNTS: COUNTS}  # as long as they say themselves
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,20 @@ class Records(NamedTuple):
 
     order: Ints
     rows: Rows
+
+
+class CountRecords(NamedTuple):
+    """What counters read, batch by batch.
+
+    Attributes:
+        order: int64 place of each record in the stream.
+        heads: ``schema.COUNTS`` rows.
+        values: uint64 of each, shape (records, counters); ``schema.NOT_COUNTED`` where not read.
+    """
+
+    order: Ints
+    heads: Rows
+    values: list[Words]
 
 
 def build_index(
@@ -163,8 +180,8 @@ def _well_formed(
                 continue
             size = tensor_dtype(raw).itemsize
         else:
-            size = (OPS if known is Kind.OPS else FIXED[known]).itemsize
-        fits = have >= size if newer or known is Kind.OPS else have == size
+            size = _VARYING.get(known, FIXED.get(known, OPS)).itemsize
+        fits = have >= size if newer or known in _VARYING else have == size
         mine_ok = mine[fits]
         if known is Kind.OPS:
             n = (words[at8[mine_ok] + 4] >> np.uint64(32)).astype(np.int64)
@@ -177,6 +194,11 @@ def _well_formed(
                     f"{torn.sum()} OPS record(s) were skipped: their compact form is malformed"
                 )
             mine_ok, count = mine_ok[~torn], count - int(torn.sum())
+        elif known is Kind.COUNTS:
+            n = (words[at8[mine_ok] + 3] >> np.uint64(32)).astype(np.int64)
+            per = (words[at8[mine_ok] + 4] & np.uint64(0xFFFFFFFF)).astype(np.int64)
+            whole = (n <= OPS_PER_BATCH) & (per <= MAX_COUNTERS)
+            mine_ok = mine_ok[whole & (length[mine_ok] >= size + n * per * 8)]
         elif known is Kind.PTRS:
             n = (words[at8[mine_ok] + 5] >> np.uint64(32)).astype(np.int64)
             mine_ok = mine_ok[n <= PTRS_PER_RECORD]
@@ -220,3 +242,11 @@ def gather(words: Words, offset: Ints, dtype: np.dtype[np.void]) -> Rows:
         for row, start in enumerate(at8.tolist()):
             out[row] = words[start : start + per]
     return out.view(dtype).reshape(len(offset))
+
+
+def gather_counts(words: Words, offset: Ints) -> tuple[Rows, list[Words]]:
+    """COUNTS records and the values of each, shape (n, n_counters)."""
+    heads = gather(words, offset, COUNTS)
+    starts = (offset >> 3) + COUNTS.itemsize // 8
+    shapes = zip(starts.tolist(), heads["n"].tolist(), heads["n_counters"].tolist(), strict=True)
+    return heads, [words[a : a + n * k].reshape(n, k) for a, n, k in shapes]

@@ -62,6 +62,8 @@ PTRS_PER_RECORD = 64
 OPS_PER_BATCH = 512
 RUNS_PER_RECORD = 32
 COMM_LEN = 16
+MAX_COUNTERS = 6
+NOT_COUNTED = (1 << 64) - 1
 
 
 class Kind(IntEnum):
@@ -83,6 +85,7 @@ class Kind(IntEnum):
     WARMUP = 14
     SEQS = 15
     SCHED = 16
+    COUNTS = 17
     FAULT = 18
     READ = 19
 
@@ -170,6 +173,18 @@ GRAPH = np.dtype(
 OP = np.dtype([("dt", "<u4"), ("what", "<u4")])
 OP_COMPACT = np.dtype("<u4")
 OPS = np.dtype([*_H, ("cgraph", "<u8"), ("seq", "<u4"), ("n", "<u4")])  # then n x OP or OP_COMPACT
+# then n x n_counters u64
+COUNTS = np.dtype(
+    [
+        *_H,
+        ("seq", "<u4"),
+        ("n", "<u4"),
+        ("n_counters", "<u4"),
+        ("pad", "<u4"),
+        ("enabled", "<u8", (MAX_COUNTERS,)),
+        ("running", "<u8", (MAX_COUNTERS,)),
+    ]
+)
 PTRS = np.dtype(
     [
         *_H,
@@ -234,4 +249,5 @@ CNT_CALL_NS = 69
 CNT_STEPS = 70
 CNT_STEP_NS = 71
 CNT_THREADS = 72
+CNT_NOT_COUNTED = 73
 CNT_COUNT = 80

@@ -140,6 +140,28 @@ def evicted() -> bytes:
     return builder.bytes()
 
 
+def counted() -> bytes:
+    """Counters of an A76, of which one is counted during half of the time, and faults."""
+    asked: list[dict[str, object]] = [
+        {"name": "cycles", "side": "user", "hardware": True},
+        {"name": "instructions", "side": "user", "hardware": True},
+        {
+            "name": "l3d_cache_refill", "side": "user", "hardware": True, "bytes": 64,
+            "direction": "read",
+        },
+        {"name": "major-faults", "side": "both", "hardware": False},
+    ]  # fmt: skip
+    builder = TraceBuilder(plan={"counters": asked})
+
+    def read(tid: int, ts: int) -> tuple[list[int], list[int], list[int]]:
+        passed = ts - 1_000_000_000
+        values = [2 * passed, 3 * passed, passed // 128, passed // 500_000]
+        return values, [passed] * 4, [passed, passed, passed // 2, passed]
+
+    builder.counting = read
+    return sample_run(builder=builder, decode_tokens=2, compute=takes).builder.bytes()
+
+
 TRACES = {
     "generation": generation,
     "pair": pair,
@@ -147,6 +169,7 @@ TRACES = {
     "roofs": roofs,
     "disturbed": disturbed,
     "evicted": evicted,
+    "counted": counted,
 }
 
 

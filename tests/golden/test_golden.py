@@ -43,6 +43,11 @@ REPORTS = {
     "evicted.layer.txt": ("evicted", ["--faults", "--by", "layer", "--phase", "decode"]),
     "evicted.tensor.csv": ("evicted", ["--faults", "--by", "tensor", "--format", "csv"]),
     "roofs.roofline.txt": ("roofs", ["--roofline"]),
+    "counted.counters.txt": ("counted", ["--counters", "--phase", "decode"]),
+    "counted.role.csv": (
+        "counted",
+        ["--counters", "--by", "role", "--phase", "decode", "--format", "csv"],
+    ),
     "roofs.none.txt": ("pair", ["--roofline", "--by", "op", "--phase", "decode"]),
     "disturbed.report.txt": ("disturbed", []),
     "disturbed.thread.txt": ("disturbed", ["--by", "thread", "--phase", "decode"]),

@@ -4,6 +4,7 @@
 
 #include <sched.h>
 #include <stdlib.h>
+#include <sys/mman.h>
 #include <unistd.h>
 
 #define N_THREADS_MASK 0xffff
@@ -73,6 +74,28 @@ static uint64_t deadline(const struct ggml_tensor *t, int thread, uint64_t begin
     return begin + fake_duration_ns(run, node->idx, thread);
 }
 
+/* What counters are tested with: fresh pages, one fault each, and another CPU half way. */
+static void disturb(const struct ggml_tensor *t, int thread) {
+    const struct fake_node *node = t->extra;
+    const struct fake_run *run = node->run;
+    int pages = node->idx == run->touch_idx ? (thread + 1) * run->touch_pages : 0;
+    volatile char *fresh = NULL;
+    if (pages) {
+        fresh = mmap(NULL, (size_t)pages << 12, PROT_READ | PROT_WRITE,
+                     MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+        madvise((void *)fresh, (size_t)pages << 12, MADV_NOHUGEPAGE);
+    }
+    for (int i = 0; i < pages / 2; i++) fresh[i << 12] = 1;
+    if (run->migrate) {
+        cpu_set_t one;
+        CPU_ZERO(&one);
+        CPU_SET((run->call + node->idx + thread) % 2, &one);
+        sched_setaffinity(0, sizeof one, &one);
+    }
+    for (int i = pages / 2; i < pages; i++) fresh[i << 12] = 1;
+    if (pages) munmap((void *)fresh, (size_t)pages << 12);
+}
+
 bool ggml_cpu_extra_compute_forward(struct ggml_compute_params *params, struct ggml_tensor *op) {
     return op->op == GGML_OP_COUNT && params->nth == 0; /* no extra buffer type: never ours */
 }
@@ -87,6 +110,7 @@ __attribute__((noinline)) void ggml_compute_forward_spin(struct ggml_compute_par
                                                          struct ggml_tensor *dst) {
     uint64_t begin = fake_now(), end = deadline(dst, params->ith, begin);
     const struct fake_node *node = dst->extra;
+    disturb(dst, params->ith);
     if (node->run->nap && params->ith == 1 && node->idx % 5 == 0) {
         struct timespec until = {.tv_sec = (time_t)(end / 1000000000u),
                                  .tv_nsec = (long)(end % 1000000000u)};

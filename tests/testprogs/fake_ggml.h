@@ -151,6 +151,9 @@ struct fake_run { /* what the operators of one context need to know */
     bool nap;                 /* thread 1 sleeps in its late nodes instead of spinning */
     int base_us;
     int scale;                /* 2 in a prefill, else 1 */
+    int touch_idx;            /* the node that touches fresh pages: thread t touches */
+    int touch_pages;          /* (t + 1) * touch_pages of them */
+    bool migrate;             /* threads change their CPU inside every operator */
 };
 struct fake_node { struct fake_run *run; int idx; }; /* idx: in the whole graph */
 
@@ -196,8 +199,9 @@ enum ggml_status ggml_graph_compute(struct ggml_cgraph *cgraph, struct ggml_cpla
 struct fake_options {
     int threads, prompt, tokens, layers, generations, kv_pad, base_us, splits, sample_us;
     int crash_call;
+    int touch_idx, touch_pages; /* --touch NODE:PAGES */
     int slow_from, slow_to; /* calls in between take three times as long */
-    bool uid, pos, tail, vary, nap;
+    bool uid, pos, tail, vary, nap, migrate;
     const char *weights; /* a file to map the weights from; each MUL_MAT then reads its own */
 };
 struct llama_context {

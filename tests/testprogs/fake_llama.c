@@ -186,10 +186,16 @@ lctx *llama_init_fake(const struct fake_options *o) {
     if (o->weights) c->buf[USAGE_WEIGHTS].context = map_weights(o->weights);
     c->run = (struct fake_run){.call = -1, .crash_call = o->crash_call, .base_us = o->base_us,
                                .nap = o->nap};
+    c->run.touch_idx = o->touch_idx;
+    c->run.touch_pages = o->touch_pages;
+    c->run.migrate = o->migrate;
     c->run.truth = calloc((size_t)o->threads, sizeof *c->run.truth);
     for (int i = 0; i < o->threads; i++) {
         c->run.truth[i].max = TRUTH_ROWS;
         c->run.truth[i].op = calloc(TRUTH_ROWS, sizeof(struct fake_op));
+        /* Where faults are counted, writing the truth must not make any. */
+        volatile char *rows = (volatile char *)c->run.truth[i].op;
+        for (size_t at = 0; o->touch_pages && at < 1u << 20; at += 4096) rows[at] = 0;
     }
     return c;
 }

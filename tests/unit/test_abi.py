@@ -35,7 +35,10 @@ STRUCTS: dict[str, np.dtype[np.void]] = {
     "pf_sched": schema.SCHED,
     "pf_fault": schema.FAULT,
     "pf_read": schema.READ,
+    "pf_counts": schema.COUNTS,
 }
+# Arrays of any length at the end of a struct.
+FLEXIBLE = {("pf_ops", "op"), ("pf_counts", "value")}
 
 
 def compiled(lines: list[str], tmp_path: Path) -> dict[str, int]:
@@ -81,8 +84,8 @@ def test_sizes_and_offsets(tmp_path: Path) -> None:
         wanted[f"sizeof(struct {struct})"] = dtype.itemsize
         flat: list[str] = []
         for name in names:
-            if (struct, name) == ("pf_ops", "op"):  # the flexible end
-                wanted["offsetof(struct pf_ops, op)"] = dtype.itemsize
+            if (struct, name) in FLEXIBLE:
+                wanted[f"offsetof(struct {struct}, {name})"] = dtype.itemsize
             elif name == "h":
                 flat += ["kind", "flags", "tid", "ts"]
                 wanted[f"offsetof(struct {struct}, h)"] = 0
@@ -110,13 +113,15 @@ def test_constants(tmp_path: Path) -> None:
         wanted[f"PF_{name}"] = getattr(schema, name)
     wanted["PF_COMM_LEN"] = schema.COMM_LEN
     wanted["PF_OPS_PER_BATCH"] = schema.OPS_PER_BATCH
+    wanted["PF_MAX_COUNTERS"] = schema.MAX_COUNTERS
+    assert f"PF_NOT_COUNTED {schema.NOT_COUNTED:#x}" in header
     wanted["PF_RUNS_PER_RECORD"] = schema.RUNS_PER_RECORD
     assert compiled(list(wanted), tmp_path) == wanted
     assert {"PF_CNT_OP_LOST", "PF_GRAPH_PARTIAL", "PF_OPS_MAX_STEP"} <= set(wanted)
 
 
 def test_every_kind_has_a_dtype_or_a_size_of_its_own() -> None:
-    special = {schema.Kind.OPS, schema.Kind.TENSOR, schema.Kind.BUFFER}
+    special = {schema.Kind.OPS, schema.Kind.COUNTS, schema.Kind.TENSOR, schema.Kind.BUFFER}
     assert set(schema.FIXED) | special == set(schema.Kind)
     assert max(schema.Kind) < schema.CNT_LOST - schema.CNT_SENT
 
@@ -139,7 +144,7 @@ def test_frame_structs_match_their_dtypes() -> None:
 def test_the_documentation_has_the_same_offsets() -> None:
     text = (ROOT / "docs" / "file-format.md").read_text()
     tables = re.findall(r"<!-- (\w+) -->\n((?:\|.*\n)+)", text)
-    assert len(tables) == 18
+    assert len(tables) == 19
     sizes = dict(re.findall(r"^### (\w+): (\d+) bytes$", text, flags=re.M))
     for name, table in tables:
         dtype = schema.tensor_dtype(TENSOR) if name == "RAW" else getattr(schema, name)
