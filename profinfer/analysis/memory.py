@@ -5,7 +5,6 @@ Owns the tables of ``report --faults``. Must not import rich or anything above.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,15 +12,12 @@ import numpy.typing as npt
 import pandas as pd
 
 from profinfer.analysis import memoryfindings, notes
+from profinfer.analysis.memoryevents import Events, events, with_rest
 from profinfer.analysis.operators import NO_LAYER
 from profinfer.analysis.result import Column, Note, Result, Unit
-from profinfer.model.memory import read_by_tensor
 from profinfer.model.trace import Trace
 from profinfer.units import format_ns
 
-I64 = npt.NDArray[np.int64]
-
-LOADING, BETWEEN = "loading", "between calls"
 KEYS = ("role", "layer", "tensor", "op", "node")
 OTHER, _FILES = "(other memory)", "(other files)"
 _KV_ROLE = "KV cache"
@@ -36,52 +32,6 @@ _SIZES = (
     Column("size", "size", "bytes", "Bytes of the tensors."),
     Column("of_size", "of size", "ratio", "Bytes read / bytes of the tensors."),
 )
-
-
-@dataclass(frozen=True)
-class Events:
-    """Faults and reads of the phases that a view covers.
-
-    Attributes:
-        faults: the trace's table with ``when``.
-        reads: the trace's table with ``when``.
-        parts: ``read_by_tensor`` of all reads, with ``when`` and ``node_id``.
-    """
-
-    faults: pd.DataFrame
-    reads: pd.DataFrame
-    parts: pd.DataFrame
-
-
-def events(trace: Trace, phase: str | None = None) -> Events:
-    """Faults and reads, each with the phase of the call that it fell into.
-
-    Args:
-        trace: what was recorded.
-        phase: only this one.
-    """
-    faults = trace.faults.assign(when=when(trace, trace.faults["ts_ns"].to_numpy()))
-    reads = trace.reads.assign(when=when(trace, trace.reads["ts_ns"].to_numpy()))
-    parts = read_by_tensor(trace.reads, trace.residents)
-    of_read = reads[["when", "node_id", "graph_id"]].iloc[parts["read"].to_numpy()]
-    parts = pd.concat([parts, of_read.reset_index(drop=True)], axis=1)
-    if phase is not None:
-        faults, reads, parts = (t[t["when"] == phase] for t in (faults, reads, parts))
-    return Events(faults, reads, parts)
-
-
-def when(trace: Trace, ts: I64) -> npt.NDArray[np.object_]:
-    """``loading`` before the first call, the phase inside a call, else ``between calls``."""
-    calls = trace.calls.sort_values("begin_ns", kind="stable")
-    out = np.full(len(ts), BETWEEN, dtype=object)
-    if not len(calls):
-        return out
-    at = np.searchsorted(calls["begin_ns"].to_numpy(), ts, side="right") - 1
-    row = np.maximum(at, 0)
-    hit = (at >= 0) & (ts < calls["end_ns"].to_numpy()[row])
-    out[hit] = calls["phase"].astype(str).to_numpy(dtype=object)[row[hit]]
-    out[at < 0] = LOADING
-    return out
 
 
 def overview(trace: Trace) -> Result:
@@ -171,7 +121,7 @@ def by(trace: Trace, key: str, phase: str | None, top: int | None) -> Result:
         faults = told.faults.assign(
             key=told.faults["tensor"].map(of_tensor).fillna(told.faults["file"].map(_file_label))
         )
-        parts = _with_rest(told).assign(key=lambda t: t["tensor"].map(of_tensor))
+        parts = with_rest(told).assign(key=lambda t: t["tensor"].map(of_tensor))
         parts["key"] = parts["key"].fillna(parts["file"].map(_file_label).replace(OTHER, _FILES))
         sums = _sums(Events(faults, parts, parts), "key")
         table = trace.residents.tensors
@@ -247,13 +197,6 @@ def _labels(trace: Trace, key: str) -> dict[str, str]:
         else:
             out[name] = of.get(name, NO_LAYER)
     return out
-
-
-def _with_rest(told: Events) -> pd.DataFrame:
-    """Parts of reads on tensors, and what of each read fell on none: its tensor is ""."""
-    named = told.parts.groupby("read")["bytes"].sum().reindex(told.reads.index).fillna(0)
-    rest = told.reads.assign(bytes=told.reads["bytes"] - named, tensor="")
-    return pd.concat([told.parts.assign(file=""), rest[rest["bytes"] > 0]], ignore_index=True)
 
 
 def _file_label(path: str) -> str:

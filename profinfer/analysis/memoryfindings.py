@@ -77,8 +77,13 @@ def _cold_start(trace: Trace) -> Finding | None:
         return None
     # A read's time is when it was asked for: what ends the load is the first call.
     span = int(mine["ts_ns"].max() - mine["ts_ns"].min())
-    text = f"cold start: {format_bytes(read)} of {Path(model).name} "
-    text += f"({format_percent(read / size)}) came from disk before the first call"
+    part = (
+        format_percent(read / size)
+        if read <= size + AGAIN_SHARE * size
+        else (f"{read / size:.1f} times its size")
+    )
+    text = f"cold start: {format_bytes(read)} of {Path(model).name} ({part}) "
+    text += "came from disk before the first call"
     if span > 0:
         text += f", within {format_ns(span)} ({format_byte_rate(read * 1e9 / span)})"
     return Finding("cold_start", text)

@@ -171,10 +171,12 @@ def fault_views(trace: Trace, asked: ReportOptions) -> Iterator[Result]:
     human = asked.form == "table"
     phase = None if asked.phase == "all" else asked.phase
     if asked.by is not None:
-        yield memory.by(trace, asked.by, phase, asked.top or (TOP_VIEW if human else None))
+        short = human and asked.by in ("tensor", "node")
+        yield memory.by(trace, asked.by, phase, asked.top or (TOP_VIEW if short else None))
         return
     yield memory.overview(trace)
     yield memory.by_when(trace)
     for key in ("role", "tensor", "op"):
-        yield memory.by(trace, key, phase, asked.top or (TOP if human else None))
+        short = human and key == "tensor"
+        yield memory.by(trace, key, phase, (asked.top or TOP) if short else None)
     yield memory.over_time(trace, 12 if human else None)
