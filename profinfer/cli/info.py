@@ -125,9 +125,29 @@ def _sections(reader: TraceReader) -> list[tuple[str, RenderableType]]:
     if not reader.counters:
         lost.append(("unknown", "the file holds no counters"))
     parts.append(("Lost", _pairs(lost or [("nothing", "")])))
-    if reader.notes:
-        parts.append(("Notes", _pairs([(_when(n, meta), _note(n)) for n in reader.notes])))
+    if memory := _memory(reader):
+        parts.append(("Memory", _pairs(memory)))
+    notes = [note for note in reader.notes if note.get("what") != "memory"]
+    if notes:
+        parts.append(("Notes", _pairs([(_when(n, meta), _note(n)) for n in notes])))
     return parts
+
+
+def _memory(reader: TraceReader) -> list[tuple[str, str]]:
+    """Whether page faults and reads were recorded, readings of sizes, the limit."""
+    told = reader.meta.memory
+    rows = []
+    for name, part in (("page faults", told), ("disk reads", told.get("reads"))):
+        if isinstance(part, dict) and "recorded" in part:
+            why = f"not recorded: {part.get('why') or 'unknown'}"
+            rows.append((name, "recorded" if part["recorded"] is True else why))
+    readings = sum(note.get("what") == "memory" for note in reader.notes)
+    if readings:
+        rows.append(("sizes", f"{readings} readings of /proc"))
+    limit = told.get("limit_bytes")
+    if isinstance(limit, int):
+        rows.append(("limit", f"{format_bytes(limit)}\nfrom {told.get('limit_from')}"))
+    return rows
 
 
 def _trace(reader: TraceReader) -> list[tuple[str, str]]:

@@ -68,3 +68,14 @@ def test_sizes_and_major_faults_on_the_timeline() -> None:
     majors = trace.faults[trace.faults["major"]]
     assert sorted(i.name for i in drawn) == sorted(majors["tensor"])
     assert {i.args["held_us"] for i in drawn} == {12.0}
+
+
+def test_info_says_what_was_recorded_and_lists_no_readings(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    from profinfer.cli.info import command as info
+
+    assert run(info, [EVICTED]) == 0
+    said = capsys.readouterr().out
+    assert "4 readings of /proc" in said and "/sys/fs/cgroup/tiny/memory.max" in said
+    assert '"what": "memory"' not in said
