@@ -62,17 +62,25 @@ class Residence:
         return out
 
     def look(self) -> dict[str, Any]:
-        """Data mappings of files and the files, all that were ever seen, and the limit."""
+        """Data mappings of files and the files, and the limit.
+
+        Mappings that were seen before and whose place is free now are among them.
+        """
         page_files: dict[str, dict[str, Any]] = {}
+        now: list[tuple[int, int]] = []
+        seen: set[tuple[int, int, int, str]] = set()
         with contextlib.suppress(OSError):
             for line in (self._proc / "maps").read_text().splitlines():
                 parts = line.split(maxsplit=5)
+                start, end = (int(x, 16) for x in parts[0].split("-"))
+                now.append((start, end))
                 if len(parts) < 6 or "x" in parts[1] or not parts[5].startswith("/"):
                     continue
-                start, end = (int(x, 16) for x in parts[0].split("-"))
-                self._mappings.add((start, end, int(parts[2], 16), parts[5]))
+                seen.add((start, end, int(parts[2], 16), parts[5]))
                 device = [int(x, 16) for x in parts[3].split(":")]
                 page_files.setdefault(parts[5], {"dev": device, "ino": int(parts[4])})
+        # A mapping that has gone still names what faulted in it, unless its place was given away.
+        self._mappings = seen | {m for m in self._mappings if not _taken(m, now)}
         for path, facts in page_files.items():
             self._files.setdefault(path, {"path": path, **facts, "size": _size(path)})
         self._named_files()
@@ -124,6 +132,11 @@ def _limits(mount: Path, group: str, name: str) -> list[tuple[int, str]]:
             if limit < _NO_LIMIT:
                 out.append((limit, str(path)))
     return out
+
+
+def _taken(mapping: tuple[int, int, int, str], now: list[tuple[int, int]]) -> bool:
+    start, end = mapping[:2]
+    return any(start < stop and begin < end for begin, stop in now)
 
 
 def _size(path: str) -> int | None:

@@ -129,6 +129,9 @@ def build(records: Records, engine: Engine, memory: dict[str, Any]) -> Residents
     table = _tensors(records, engine)
     at, size = table["address"].to_numpy(), table["size"].to_numpy()
     of, where = half.file_at(at)
+    # Only weights come from a file: a cache may lie where something was mapped before.
+    own = (table["kind"] == "kv").to_numpy()
+    of[own], where[own] = NOWHERE, NOWHERE
     table["file"] = texts(files, "path", of)
     table["file_offset"] = where
     rows = np.arange(len(table))

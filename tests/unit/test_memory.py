@@ -353,3 +353,31 @@ def test_residence_of_a_process_that_is_gone() -> None:
     gone = Residence(1 << 22, ["x"])
     assert gone.sample() is None
     assert gone.look()["mappings"] == []
+
+
+def test_a_mapping_whose_place_was_given_away_is_forgotten(tmp_path: Path) -> None:
+    import mmap
+    import os
+
+    path = tmp_path / "data"
+    path.write_bytes(bytes(2 << 20))
+    mine = Residence(os.getpid(), ["python"])
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ):
+        (seen,) = [m for m in mine.look()["mappings"] if m[3] == str(path)]
+    assert seen[1] - seen[0] == 2 << 20
+    heap = next(
+        tuple(int(x, 16) for x in line.split()[0].split("-"))
+        for line in Path("/proc/self/maps").read_text().splitlines()
+        if "[heap]" in line
+    )
+    mine._mappings.add((heap[0], heap[0] + 4096, 0, str(path)))
+    assert heap[0] not in {m[0] for m in mine.look()["mappings"] if m[3] == str(path)}
+
+
+def test_a_kv_cache_is_of_no_file(tmp_path: Path) -> None:
+    run = Run()
+    cache = next(leaf for leaf in run.graph.leafs if leaf.name.startswith("cache_k"))
+    cache.data = BASE + (2 << 20)
+    run.decode()
+    table = run.trace(tmp_path).residents.tensors.set_index("name")
+    assert (table["file"][cache.name], table["file_offset"][cache.name]) == ("", NOWHERE)
