@@ -54,7 +54,11 @@ static __always_inline void pf_tally_add(struct pf_slot *s, u32 n)
     u32 zero = 0;
     struct pf_tally *t = &s->tally;
     volatile struct pf_last *last = last_switch.lookup(&zero);
-    if (!last)
+    /* Else the compiler makes an "or" of adding an odd number to this even one, and the verifier
+     * loses the bound. */
+    u64 first = (n & (PF_OPS_PER_BATCH - 1)) * PF_COUNTERS;
+    PF_KEEP_BOUND(first);
+    if (!last || first > (PF_OPS_PER_BATCH - 1) * PF_COUNTERS)
         return;
     /* A uprobe program stays on its CPU, but can be preempted there: then once more. */
 #pragma unroll
@@ -64,7 +68,7 @@ static __always_inline void pf_tally_add(struct pf_slot *s, u32 n)
         pf_counters_read(now);
 #pragma unroll
         for (u32 k = 0; k < PF_COUNTERS; k++) {
-            u64 *value = &t->value[(n & (PF_OPS_PER_BATCH - 1)) * PF_COUNTERS + k];
+            u64 *value = &t->value[first + k];
             if (now[k].counter == PF_NOT_COUNTED) {
                 *value = PF_NOT_COUNTED;
                 pf_count(PF_CNT_NOT_COUNTED, 1);

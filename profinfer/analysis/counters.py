@@ -70,7 +70,7 @@ def counters(trace: Trace, selection: Selection, by: str, top: int | None = None
     hidden = ("problem", "types") if by == "node" else ()
     columns = [replace(c, detail=True) if c.name in hidden else c for c in columns]
     said = {c.name for c in derived}
-    columns += [_column(counter, said) for counter in trace.meta.plan.counters] + derived
+    columns += [_column(c.name, bool(c.bytes), said) for c in trace.meta.plan.counters] + derived
     columns += [_mean(name) for name in names]
     extra = _said(trace, names, missing)
     if len(out) < rows:
@@ -145,11 +145,10 @@ def _unit(name: str) -> Any:
     return "ns" if name.partition(":")[0] in _CLOCKS else "count"
 
 
-def _column(counter: Counter, derived: set[str]) -> Column:
+def _column(name: str, moves: bool, derived: set[str]) -> Column:
     """One count; in detail only, where a column that follows from it says more."""
-    name = counter.name
     plain = name.partition(":")[0]
-    detail = plain in _CLOCKS or bool(counter.bytes)
+    detail = plain in _CLOCKS or moves
     detail |= "ipc" in derived and plain in ("cycles", "cpu-cycles", "instructions")
     detail |= "stalled" in derived and plain.startswith("stalled")
     text = f"{name}, all threads."

@@ -226,7 +226,11 @@ def check_counters(system: System) -> Check:
     if error in (errno.EACCES, errno.EPERM):
         return Check("PMU", "note", "hardware counters are not allowed to this process",
                      "record as root, or lower kernel.perf_event_paranoid")  # fmt: skip
-    return Check("PMU", "note", "no hardware counters (usual on virtual machines); not needed")
+    return Check(
+        "PMU",
+        "note",
+        "no hardware counters (usual on virtual machines): record --counters has software events",
+    )
 
 
 def check_paranoid(system: System) -> Check:

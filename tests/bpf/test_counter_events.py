@@ -122,6 +122,16 @@ def test_hardware_counters_that_are_not_there_stop_nothing(record) -> None:
     assert trace.counters["page-faults"].notna().all()
 
 
+def test_six_at_a_time(record) -> None:
+    """The most that are read: minor and major faults make up all faults, on every row."""
+    six = "page-faults,minor-faults,major-faults,task-clock,context-switches,cpu-migrations"
+    trace, _ = record(["--counters", six], "--tokens", "6", "--touch", f"{NODE}:{PAGES}")
+    counted = trace.counters
+    assert counted.shape[1] == 6 and counted.notna().to_numpy().all()
+    both = counted["minor-faults"] + counted["major-faults"]
+    assert (both == counted["page-faults"]).all() and both.sum() >= 5 * 3 * PAGES
+
+
 def test_nothing_of_it_without_counters(record) -> None:
     trace, _ = record([])
     assert trace.counters.shape == (len(trace.ops), 0)
