@@ -87,6 +87,20 @@ def counters(trace: Trace, selection: Selection, by: str, top: int | None = None
     )
 
 
+def means(trace: Trace) -> pd.DataFrame:
+    """Counts of an execution by node, all threads, mean over those that ran; NaN if none did."""
+    n = len(trace.nodes)
+    runs = np.bincount(trace.op_walls["node_id"].to_numpy(), minlength=n).astype(np.float64)
+    runs[runs == 0] = np.nan
+    node = trace.ops["node_id"].to_numpy()
+    values = np.nan_to_num(trace.counted.values)
+    names = [counter.name for counter in trace.meta.plan.counters]
+    return pd.DataFrame(
+        {name: np.bincount(node, values[:, k], n) / runs for k, name in enumerate(names)},
+        index=trace.nodes.index,
+    )
+
+
 def _per_node(
     trace: Trace, selection: Selection, names: list[str]
 ) -> tuple[pd.DataFrame, npt.NDArray[np.float64]]:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from profinfer.render.timeline import ints
+from profinfer.render.timeline import COUNTED, ints
 
 _SOURCES = 10
 
@@ -84,6 +84,15 @@ class OpNames:
         values = {"flops": flops.sum(), "bytes": moved.sum() - 2 * written[:-1].sum()}
         return {k: int(v) for k, v in values.items() if np.isfinite(v)}
 
+    def _counted(self, row: int) -> dict[str, str | int]:
+        """What an execution counted, all threads, in the mean over the whole recording."""
+        found = {c: v[row] for c, v in self._columns.items() if c.startswith(COUNTED)}
+        return {
+            f"mean {name.removeprefix(COUNTED)}": round(value) if value >= 10 else f"{value:.3g}"
+            for name, value in found.items()
+            if np.isfinite(value)
+        }
+
     def describe(self, node_id: int, fused: int) -> OpText:
         """Text of the operator whose output is ``node_id``, of ``fused`` nodes run as one."""
         row = self._row.get(node_id)
@@ -114,5 +123,5 @@ class OpNames:
         if weight:
             args["weight"] = weight
         args["node"] = int(self._columns["idx"][row])
-        args |= self._work(rows)
+        args |= self._work(rows) | self._counted(row)
         return OpText(f"{op} {tensor}".rstrip(), role, args)

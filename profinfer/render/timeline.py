@@ -13,10 +13,12 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from profinfer.analysis import latency
+from profinfer.analysis import counters, latency
 from profinfer.analysis.work import per_execution
 from profinfer.model.windows import Window
 from profinfer.render.trackevent import Ints
+
+COUNTED = "counted:"  # before the name of a counter, in the columns of the nodes
 
 if TYPE_CHECKING:
     from profinfer.model.selection import Selection
@@ -86,6 +88,7 @@ class Timeline:
         recording = _recording(trace, selection)
         work, _ = per_execution(trace)
         nodes = trace.nodes.assign(flops=work.flops, moved=work.moved, written=work.written)
+        nodes = pd.concat([nodes, counters.means(trace).add_prefix(COUNTED)], axis=1)
         if selection is None:
             return cls(
                 trace.calls,

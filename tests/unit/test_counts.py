@@ -11,6 +11,8 @@ from builders import Counting, TraceBuilder, sample_run
 
 from profinfer.analysis.counters import counters
 from profinfer.model.trace import Trace
+from profinfer.render.opnames import OpNames
+from profinfer.render.timeline import Timeline
 from profinfer.tracefile.schema import NOT_COUNTED
 
 START = 1_000_000_000
@@ -124,3 +126,15 @@ def test_without_counters_there_is_an_empty_table(tmp_path: Path) -> None:
     assert isinstance(trace.counters, pd.DataFrame) and trace.counters.shape[1] == 0
     assert len(trace.counters) == len(trace.ops)
     assert not np.isnan(trace.counted.running).any()
+
+
+def test_slices_of_a_timeline_say_what_they_counted(tmp_path: Path) -> None:
+    trace = recorded(tmp_path, steady(3, 6), CORES)
+    timeline = Timeline.of_trace(trace)
+    names = OpNames(timeline.nodes)
+    node = int(trace.ops["node_id"].iloc[-1])
+    of_node = trace.counters[trace.ops["node_id"] == node].sum()
+    runs = (trace.op_walls["node_id"] == node).sum()
+    args = names.describe(node, 1).args
+    assert args["mean cycles"] == round(of_node["cycles"] / runs)
+    assert args["mean instructions"] == round(of_node["instructions"] / runs)
