@@ -17,7 +17,6 @@ from profinfer.analysis import notes, shapes
 from profinfer.analysis.operators import NO_LAYER
 from profinfer.analysis.result import Column, Note, Result
 from profinfer.analysis.roofline import KEYS, TITLES
-from profinfer.model.counts import Counter
 from profinfer.model.selection import Selection
 from profinfer.model.trace import Trace
 
