@@ -36,35 +36,30 @@ def sound(trace: Trace) -> None:
 
 
 def test_the_cost_is_kept_below_a_share(tmp_path: Path, fake_ggml: Path, run_profinfer) -> None:
-    args = (
-        "--tokens",
-        "4000",
-        "--generations",
-        "3",
-        "--layers",
-        "2",
-        "--base-us",
-        "1",
-        "--kv-pad",
-        "4096",
-    )
-    limit = ["--max-overhead", "1%"]
-    trace = record(tmp_path / "t.pf", fake_ggml, run_profinfer, limit, *args, "--threads", "1")
+    """A third of what probes cost this target on this machine at this hour."""
+    args = ("--layers", "2", "--base-us", "1", "--kv-pad", "4096", "--threads", "1")
+    record(tmp_path / "free.pf", fake_ggml, run_profinfer, [], *args, "--seconds", "1")
+    notes = [v for _, v in TraceReader(tmp_path / "free.pf").documents]
+    share = next(v["share"] for v in notes if v.get("what") == "forecast") / 3
+    limit = ["--max-overhead", f"{100 * share:.3f}%"]
+    more = ("--tokens", "1000", "--seconds", "9")
+    trace = record(tmp_path / "t.pf", fake_ggml, run_profinfer, limit, *args, *more)
     sound(trace)
     assert len(trace.windows) >= 2
     calls = trace.calls["end_ns"] - trace.calls["begin_ns"]
     hits = len(trace.ops) + 2 * trace.graphs["sampled"].sum()
     hit_ns = trace.meta.plan.ops.extra["hit_ns"]
-    assert hits * hit_ns / calls.sum() < 0.02  # 10 ms more than 1 %, of seconds
+    assert hits * hit_ns / calls.sum() < 1.5 * share
     chosen = trace.select(phase="decode")
-    assert 0 < chosen.n_tokens < chosen.of_tokens == 12_000
+    decoded = int((trace.calls["phase"] == "decode").sum())
+    assert 0 < chosen.n_tokens < chosen.of_tokens == decoded
     report = run_profinfer("report", tmp_path / "t.pf")
-    assert f"decode: {chosen.n_tokens:,} of 12,000 tokens" in report.stdout
+    assert f"decode: {chosen.n_tokens:,} of {decoded:,} tokens" in report.stdout
     assert f"every node once per thread in all {trace.graphs['sampled'].sum():,}" in " ".join(
         report.stdout.split()
     )
     whole = run_profinfer("report", tmp_path / "t.pf", "--by", "token", "--format", "csv")
-    assert len(whole.stdout.splitlines()) == 1 + 3 * 4001
+    assert len(whole.stdout.splitlines()) == 1 + (trace.calls["phase"] != "warmup").sum()
     out = tmp_path / "t.pftrace"
     assert run_profinfer("export", tmp_path / "t.pf", "-o", out).returncode == 0
 

