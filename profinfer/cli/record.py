@@ -10,28 +10,13 @@ from typing import TYPE_CHECKING
 import click
 
 from profinfer.cli.options import Span
-from profinfer.errors import TargetError, UsageProblem
+from profinfer.cli.recordargs import counters_of, ring_bytes_of, seconds_of, share_of
+from profinfer.cli.recorded import finish
+from profinfer.errors import UsageProblem
 
 if TYPE_CHECKING:
-    from profinfer.capture.counters import Counter
-    from profinfer.capture.recording import RecordResult
     from profinfer.capture.session import RecordOptions
     from profinfer.probes.plan import ProbePlan
-
-_UNITS = {"K": 1 << 10, "M": 1 << 20}
-_RING_LIMITS = (8 << 10, 1 << 30)
-
-
-def _ring_bytes(text: str) -> int:
-    """Bytes of ``16M`` or ``512K``; the kernel wants a power of two."""
-    number, unit = text[:-1], _UNITS.get(text[-1:].upper(), 0)
-    size = int(number) * unit if number.isdigit() else 0
-    if size & (size - 1) or not _RING_LIMITS[0] <= size <= _RING_LIMITS[1]:
-        raise UsageProblem(
-            f"--ring-size {text} is not a power of two between 8K and 1024M",
-            hint="--ring-size 16M",
-        )
-    return size
 
 
 @click.command(
@@ -172,8 +157,8 @@ def command(
             "give either a COMMAND to run or the --pid of a running process",
             hint="profinfer record -- ./llama-completion -m model.gguf",
         )
-    ring_bytes = _ring_bytes(ring_size)
-    qos = QosLimits(None if max_overhead is None else _share(max_overhead), min_tps)
+    ring_bytes = ring_bytes_of(ring_size)
+    qos = QosLimits(None if max_overhead is None else share_of(max_overhead), min_tps)
     steps = None
     if tokens is not None or every is not None:
         steps = Steps(*(tokens or (0, 1 << 31)), every or 1)
@@ -188,7 +173,7 @@ def command(
             f"--level {level} has none",
             hint="leave out --level",
         )
-    counted = _counters(counters, preset, level)
+    counted = counters_of(counters, preset, level)
     plan, options = _prepare(
         pid,
         command,
@@ -201,7 +186,7 @@ def command(
             wanted=Wanted(ring_bytes, sched, steps, faults, counted),
             debug_files=debug_files,
             qos=qos,
-            duration_s=None if duration is None else _seconds(duration),
+            duration_s=None if duration is None else seconds_of(duration),
             # A line that rewrites itself on the terminal the target prints to would spoil both.
             progress=sys.stderr.isatty() and not sys.stdout.isatty()
             if progress is None
@@ -230,8 +215,8 @@ def command(
         return 0
     if pid is not None:
         assert plan is not None
-        return _finish(attach(plan, pid, options), options)
-    return _finish(record(plan, options), options)
+        return finish(attach(plan, pid, options), options)
+    return finish(record(plan, options), options)
 
 
 def _prepare(
@@ -262,60 +247,6 @@ def _prepare(
     return None, options
 
 
-def _counters(listed: str | None, preset: str | None, level: str) -> tuple[Counter, ...]:
-    """What is to be counted at each operator."""
-    import platform
-
-    from profinfer.capture.counters import CounterNames
-    from profinfer.capture.presets import preset as counters_of
-
-    if listed is None and preset is None:
-        return ()
-    if listed is not None and preset is not None:
-        raise UsageProblem(
-            "--preset names counters, and so does --counters", hint="give one of them"
-        )
-    if level != "op":
-        raise UsageProblem(
-            f"counters are read at operators, and --level {level} has none",
-            hint="leave out --level",
-        )
-    names = CounterNames()
-    found = (
-        names.parse(listed)
-        if listed is not None
-        else counters_of(preset or "", platform.machine(), names)
-    )
-    if system := next((counter.name for counter in found if counter.system), None):
-        raise UsageProblem(
-            f"{system} counts a whole package and no thread: it has no operators",
-            hint="name counters of the cores",
-        )
-    return tuple(found)
-
-
-def _seconds(text: str) -> float:
-    """Seconds of ``30``, ``30s``, ``2m`` or ``500ms``."""
-    for suffix, factor in (("ms", 0.001), ("s", 1.0), ("m", 60.0), ("h", 3600.0), ("", 1.0)):
-        number = text.removesuffix(suffix)
-        if text.endswith(suffix) and number.replace(".", "", 1).isdigit() and float(number) > 0:
-            return float(number) * factor
-    raise UsageProblem(f"--duration {text} is not a time", hint="--duration 30s")
-
-
-def _share(text: str) -> float:
-    """The share of ``2%`` or ``2``: 0.02."""
-    try:
-        share = float(text.removesuffix("%")) / 100
-    except ValueError:
-        share = -1.0
-    if not 0 < share < 1:
-        raise UsageProblem(
-            f"--max-overhead {text} is not a percentage between 0 and 100", hint="--max-overhead 2%"
-        )
-    return share
-
-
 def _print_bpf(plan: ProbePlan | None, options: RecordOptions) -> int:
     from profinfer.capture.memory import Memory
     from profinfer.capture.sched import Scheduler
@@ -343,75 +274,3 @@ def _warn_reduced(plan: ProbePlan, level: str) -> None:
         seen = "graph" if plan.layout is not None else "token"
         click.echo(f"profinfer: {seen} level only: {plan.ops.why}", err=True)
         click.echo(f"  see: profinfer probes {plan.images[0].elf.path}", err=True)
-
-
-def _finish(result: RecordResult, options: RecordOptions) -> int:
-    """Say how it went; returns the exit status: the target's, or ours when we failed."""
-    from profinfer.units import format_bytes, format_count
-
-    if result.write_error is not None:
-        raise result.write_error
-    attached = bool(options.shown.get("attached"))
-    status = result.status.as_exit_code if result.status is not None else 0
-    ended = result.status.text if result.status is not None else "still runs"
-    plan = result.plan
-    if plan is None:
-        options.output.unlink(missing_ok=True)
-        raise TargetError(
-            f"no ggml or llama.cpp was loaded: the target {ended} and nothing was recorded",
-            hint="a child process is not recorded: give the program that runs the model; one "
-            "whose symbols are stripped needs its --debug-file",
-            exit_code=status or 1,
-        )
-    if result.implausible is not None:
-        bad = result.implausible
-        assert plan.layout is not None
-        raise TargetError(
-            f"what was read of {bad.seen} tensors makes no sense ({bad.example}): the layout "
-            f"{plan.layout.id} does not fit this engine; the probes were removed",
-            hint="--level token, which reads no graphs; profinfer probes shows the evidence",
-        )
-    if result.calls == 0 and result.graphs == 0:
-        raise TargetError(
-            f"the target {ended} and ran no inference",
-            hint="record for longer, while it generates"
-            if attached
-            else "a prompt and -n, and the engine's own messages above; a child process of the "
-            "target is not recorded",
-            exit_code=status or 1,
-        )
-    if result.status is not None and result.status.signal is not None and not result.interrupted:
-        click.echo(f"profinfer: the target {ended}; the trace holds what ran until then", err=True)
-    if result.other_engines:
-        click.echo(
-            "profinfer: another engine in the same process is not recorded: "
-            + ", ".join(result.other_engines),
-            err=True,
-        )
-    if result.no_sched is not None and options.wanted.sched:
-        click.echo(f"profinfer: no thread states: {result.no_sched}", err=True)
-    if result.no_faults is not None and options.wanted.faults:
-        click.echo(f"profinfer: no page faults: {result.no_faults}", err=True)
-    lost = f"{format_count(result.lost)} LOST" if result.lost else "none lost"
-    calls = f"{format_count(result.calls)} calls"
-    # Where the batch could not be read, the report counts tokens from the graphs' shapes.
-    parts = [f"{format_count(result.tokens)} tokens in {calls}" if result.tokens else calls]
-    if plan.layout is not None:
-        parts.append(f"{format_count(result.graphs)} graphs")
-    if plan.ops.mode != "none":
-        parts.append(f"{format_count(result.operators)} operator records")
-    click.echo(f"profinfer: wrote {options.output} ({format_bytes(result.size)})", err=True)
-    click.echo(f"  {', '.join(parts)}, {lost}", err=True)
-    if result.not_counted:
-        click.echo(f"  {result.not_counted}", err=True)
-    if result.forecast is not None:
-        click.echo(f"  probes cost {result.forecast.text}", err=True)
-    if result.switches:
-        click.echo(
-            f"  operators were recorded in windows: {result.switches} switches to keep the limits",
-            err=True,
-        )
-    if result.lost:
-        click.echo("  try: --ring-size 64M, or a lower --level", err=True)
-    click.echo(f"  next: profinfer report {options.output}", err=True)
-    return status

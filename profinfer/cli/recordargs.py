@@ -1,0 +1,79 @@
+"""Layer 8: what the options of ``profinfer record`` say: sizes, times, shares, counters."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from profinfer.errors import UsageProblem
+
+if TYPE_CHECKING:
+    from profinfer.capture.counters import Counter
+
+_UNITS = {"K": 1 << 10, "M": 1 << 20}
+_RING_LIMITS = (8 << 10, 1 << 30)
+
+
+def ring_bytes_of(text: str) -> int:
+    """Bytes of ``16M`` or ``512K``; the kernel wants a power of two."""
+    number, unit = text[:-1], _UNITS.get(text[-1:].upper(), 0)
+    size = int(number) * unit if number.isdigit() else 0
+    if size & (size - 1) or not _RING_LIMITS[0] <= size <= _RING_LIMITS[1]:
+        raise UsageProblem(
+            f"--ring-size {text} is not a power of two between 8K and 1024M",
+            hint="--ring-size 16M",
+        )
+    return size
+
+
+def counters_of(listed: str | None, preset: str | None, level: str) -> tuple[Counter, ...]:
+    """What is to be counted at each operator."""
+    import platform
+
+    from profinfer.capture.counters import CounterNames
+    from profinfer.capture.presets import preset as counters_of_preset
+
+    if listed is None and preset is None:
+        return ()
+    if listed is not None and preset is not None:
+        raise UsageProblem(
+            "--preset names counters, and so does --counters", hint="give one of them"
+        )
+    if level != "op":
+        raise UsageProblem(
+            f"counters are read at operators, and --level {level} has none",
+            hint="leave out --level",
+        )
+    names = CounterNames()
+    found = (
+        names.parse(listed)
+        if listed is not None
+        else counters_of_preset(preset or "", platform.machine(), names)
+    )
+    if system := next((counter.name for counter in found if counter.system), None):
+        raise UsageProblem(
+            f"{system} counts a whole package and no thread: it has no operators",
+            hint="name counters of the cores",
+        )
+    return tuple(found)
+
+
+def seconds_of(text: str) -> float:
+    """Seconds of ``30``, ``30s``, ``2m`` or ``500ms``."""
+    for suffix, factor in (("ms", 0.001), ("s", 1.0), ("m", 60.0), ("h", 3600.0), ("", 1.0)):
+        number = text.removesuffix(suffix)
+        if text.endswith(suffix) and number.replace(".", "", 1).isdigit() and float(number) > 0:
+            return float(number) * factor
+    raise UsageProblem(f"--duration {text} is not a time", hint="--duration 30s")
+
+
+def share_of(text: str) -> float:
+    """The share of ``2%`` or ``2``: 0.02."""
+    try:
+        share = float(text.removesuffix("%")) / 100
+    except ValueError:
+        share = -1.0
+    if not 0 < share < 1:
+        raise UsageProblem(
+            f"--max-overhead {text} is not a percentage between 0 and 100", hint="--max-overhead 2%"
+        )
+    return share
