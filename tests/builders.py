@@ -193,6 +193,7 @@ METADATA: dict[str, Any] = {
         "evidence": "BTF of the running kernel",
         "state_from": "argument 3 of sched_switch",
         "states": [[0x402, "I"], [0x80, "X"], [2, "D"], [1, "S"]],
+        "recorder": 901,
     },
     "limits": {"cpus": [0, 1]},
     "ring_bytes": 16 << 20,

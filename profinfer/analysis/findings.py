@@ -220,8 +220,10 @@ def _preempted(case: _Case) -> list[Finding]:
         if share < TAKEN_MIN:
             continue
         main = theirs.iloc[int(theirs["ns"].to_numpy().argmax())]
+        ours = pid == case.trace.meta.sched.recorder
+        who = "profinfer's own recorder" if ours else str(main["by_name"])
         text = (
-            f"preempted by {main['by_name']} (pid {pid}, {priority(int(main['by_prio']))}): it "
+            f"preempted by {who} (pid {pid}, {priority(int(main['by_prio']))}): it "
             f"was given the target's CPU {len(theirs):,} times, {_percent(share)} of op time "
             "runnable behind it"
         )

@@ -35,6 +35,8 @@ from profinfer.tracefile.writer import TraceWriter
 _POLL_S = 0.04
 _LOSS_PERIOD_S = 5.0
 _SETTLE_S = 0.01
+# Reading the counters takes a millisecond of a CPU that the target may want.
+_READING_PERIOD_S = 0.2
 # Above this, the user is told at once what can be done about it.
 _DEAR = 0.10
 
@@ -124,6 +126,7 @@ class Recording:
         self._governor: Governor | None = None
         self._switches = 0
         self._expected: Forecast | None = None
+        self._reading_at = 0.0
         self._wanted = wanted
         self._until = None if duration_s is None else time.monotonic() + duration_s
         self._progress = ProgressLine(wanted=progress)
@@ -179,8 +182,10 @@ class Recording:
                 reason = "duration over"
                 break
             self._take_stop()
-            self._forecast()
-            self._govern()
+            if self._probing is not None and time.monotonic() >= self._reading_at:
+                self._reading_at = time.monotonic() + _READING_PERIOD_S
+                self._forecast()
+                self._govern()
             self._sample()
             if not self._mapped and self._probing is not None and self._probing.ring.calls:
                 self._note_maps()

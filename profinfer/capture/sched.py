@@ -126,4 +126,5 @@ class Scheduler:
             "evidence": self.layout.evidence,
             "state_from": self.layout.state_from,
             "states": state_rules(platform.release()),
+            "recorder": os.getpid(),
         }

@@ -270,6 +270,7 @@ class Sched(JsonPart):
     evidence: str | None = None
     state_from: str | None = None
     states: tuple[Any, ...] = ()
+    recorder: int | None = None  # profinfer's own process id
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -103,6 +103,10 @@ def test_another_process_takes_the_cpu(tmp_path: Path) -> None:
         "preempted by stress (pid 900, nice -10): it was given"
     )
     assert "9 times, 9.0 % of op time runnable behind it" in said["preempted"].text
+    run.b.meta["sched"]["recorder"] = 900
+    assert found(run.trace(tmp_path))["preempted"].text.startswith(
+        "preempted by profinfer's own recorder (pid 900, nice -10)"
+    )
     assert "oversubscribed" not in said
 
 
