@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import functools
 import json
 import mmap
 import os
 import resource
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from builders import TraceBuilder, metadata, sample_run
@@ -25,13 +27,22 @@ def ring() -> bytes:
     return bytes(builder._ring)
 
 
-@pytest.fixture
-def size_limit() -> Iterator[None]:
-    """No file may grow beyond 8192 bytes: a full disk that needs no root."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (8192, hard))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+def on_a_full_disk(test: Callable[..., None]) -> Callable[..., None]:
+    """No file may grow beyond 8192 bytes: a full disk that needs no root.
+
+    Around the test's own code only: pytest's output may go to a file that is longer.
+    """
+
+    @functools.wraps(test)
+    def limited(*args: Any, **kwargs: Any) -> None:
+        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (8192, hard))
+        try:
+            test(*args, **kwargs)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+    return limited
 
 
 def test_what_is_written_is_read(tmp_path: Path, ring: bytes) -> None:
@@ -110,7 +121,7 @@ def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
         TraceWriter(tmp_path / "no" / "a.pf", metadata())
 
 
-@pytest.mark.usefixtures("size_limit")
+@on_a_full_disk
 def test_a_full_disk_leaves_whole_chunks(tmp_path: Path, ring: bytes) -> None:
     path = tmp_path / "a.pf"
     small = metadata(engine=None, plan=None)
@@ -141,14 +152,14 @@ def test_no_space_device(ring: bytes) -> None:
     assert os.path.exists("/dev/full")
 
 
-@pytest.mark.usefixtures("size_limit")
+@on_a_full_disk
 def test_a_file_whose_header_does_not_fit_is_taken_back(tmp_path: Path) -> None:
     with pytest.raises(TraceError, match="cannot write"):
         TraceWriter(tmp_path / "a.pf", metadata(options={"x": "y" * 10_000}))
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.usefixtures("size_limit")
+@on_a_full_disk
 def test_an_error_does_not_keep_the_ring_mapped(tmp_path: Path) -> None:
     mapped = mmap.mmap(-1, 1 << 16)
     view = memoryview(mapped)
