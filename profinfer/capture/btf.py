@@ -7,6 +7,7 @@ stepped over. Needs no bcc.
 
 from __future__ import annotations
 
+import functools
 import struct
 from pathlib import Path
 
@@ -145,3 +146,13 @@ class Btf:
             inner = self._shown(target)
             return f"{inner} *" if inner != "void" else "*"
         return self._name(_TYPE.unpack_from(self._data, self._at[type_id])[0]) or "?"
+
+
+@functools.cache
+def running_kernel() -> Btf:
+    """The running kernel's types, read once; ``cache_clear`` gives their memory back.
+
+    Raises:
+        BtfError: it has none, or it cannot be read.
+    """
+    return Btf.of_kernel()

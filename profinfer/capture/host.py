@@ -12,6 +12,7 @@ from profinfer.machine.roofs import Machine
 from profinfer.tracefile.metadata import Clock, Host
 
 _CPU = Path("/sys/devices/system/cpu")
+_FIRST_PID_NAMESPACE = "pid:[4026531836]"  # PROC_PID_INIT_INO
 
 
 def describe_host() -> Host:
@@ -80,3 +81,8 @@ def _topology() -> dict[str, Any]:
         if numbers:
             cpus[folder.name[3:]] = numbers
     return {"cpus": cpus} if cpus else {}
+
+
+def sees_kernel_pids() -> bool:
+    """Whether our process ids are those of the kernel: we are in the first pid namespace."""
+    return os.readlink("/proc/self/ns/pid") == _FIRST_PID_NAMESPACE

@@ -12,6 +12,9 @@ import os
 import platform
 
 _NUMBERS = {"x86_64": {"bpf": 321, "perf": 298}, "aarch64": {"bpf": 280, "perf": 241}}
+PERF_ATTR_BYTES = 72  # PERF_ATTR_SIZE_VER1: up to config2
+PERF_FLAG_FD_CLOEXEC = 8
+PERF_SET_BPF, PERF_ENABLE = 0x40042408, 0x2400  # PERF_EVENT_IOC_*
 _libc = ctypes.CDLL(None, use_errno=True)
 
 

@@ -16,8 +16,15 @@ import struct
 from pathlib import Path
 from typing import Any
 
-from profinfer.capture.btf import Btf, BtfError
-from profinfer.capture.kernelcall import perf_event_open
+from profinfer.capture.btf import Btf, BtfError, running_kernel
+from profinfer.capture.host import sees_kernel_pids
+from profinfer.capture.kernelcall import (
+    PERF_ATTR_BYTES,
+    PERF_ENABLE,
+    PERF_FLAG_FD_CLOEXEC,
+    PERF_SET_BPF,
+    perf_event_open,
+)
 from profinfer.capture.program import Program
 from profinfer.errors import ProfinferError
 from profinfer.tracefile.schema import FAULT
@@ -25,13 +32,8 @@ from profinfer.tracefile.schema import FAULT
 # Function -> PERF_COUNT_SW_*: the end is opened last, so that it never lacks its begin.
 _EVENTS = {"pf_fault_begin": 2, "pf_fault_minor": 5, "pf_fault_major": 6}
 _SOFTWARE = 1  # PERF_TYPE_SOFTWARE
-_ATTR_SIZE = 72
 _SAMPLE_ADDR = 8
 _DISABLED, _INHERIT, _ENABLE_ON_EXEC, _INHERIT_THREAD = 1 << 0, 1 << 1, 1 << 12, 1 << 35
-_FD_CLOEXEC = 8
-_SET_BPF, _ENABLE = 0x40042408, 0x2400  # PERF_EVENT_IOC_*
-_RAW_TRACEPOINT_OPEN = 17
-_FIRST_PID_NAMESPACE = "pid:[4026531836]"  # PROC_PID_INIT_INO
 # struct bpf_perf_event_data: the registers, a sample period, the address. Registers are struct
 # pt_regs (21 words) and struct user_pt_regs (34).
 _ADDRESS_AT = {"x86_64": 21 * 8 + 8, "aarch64": 34 * 8 + 8}
@@ -48,7 +50,7 @@ def read_layout(btf: Btf | None = None) -> dict[str, int]:
     Raises:
         BtfError: the kernel does not say, or says something unknown.
     """
-    btf = btf or Btf.of_kernel()
+    btf = btf or running_kernel()
     # The first argument is the tracepoint's own data, which a BPF program is not given.
     args = btf.arguments("btf_trace_block_bio_queue")[1:]
     if "bio *" not in args:
@@ -110,7 +112,7 @@ class Memory:
         """Record from now on, unless recording is paused."""
         if self.definitions is None:
             return
-        if os.readlink("/proc/self/ns/pid") == _FIRST_PID_NAMESPACE:
+        if sees_kernel_pids():
             program.set_array("read_target", 0, pid)
         try:
             self._attach_faults(program, pid)
@@ -141,9 +143,9 @@ class Memory:
                             break  # it has ended
                         raise
                     self._fds.append(fd)
-                    fcntl.ioctl(fd, _SET_BPF, functions[name])
+                    fcntl.ioctl(fd, PERF_SET_BPF, functions[name])
                     if not held:
-                        fcntl.ioctl(fd, _ENABLE, 0)
+                        fcntl.ioctl(fd, PERF_ENABLE, 0)
             seen |= new
 
     def detach(self) -> None:
@@ -189,11 +191,19 @@ def _command_line(pid: int) -> bytes:
 def _software_event(config: int, tid: int, flags: int) -> int:
     """One event of one thread and of those that it makes, not enabled yet."""
     for inherit in (_INHERIT | _INHERIT_THREAD, _INHERIT):  # Linux 5.13; before, children come too
-        fields = (_SOFTWARE, _ATTR_SIZE, config, 1, _SAMPLE_ADDR, 0, _DISABLED | flags | inherit)
-        attr = struct.pack("=IIQQQQQ", *fields).ljust(_ATTR_SIZE, b"\0")
+        fields = (
+            _SOFTWARE,
+            PERF_ATTR_BYTES,
+            config,
+            1,
+            _SAMPLE_ADDR,
+            0,
+            _DISABLED | flags | inherit,
+        )
+        attr = struct.pack("=IIQQQQQ", *fields).ljust(PERF_ATTR_BYTES, b"\0")
         buffer = ctypes.create_string_buffer(attr, len(attr))
         try:
-            return perf_event_open(buffer, tid, -1, _FD_CLOEXEC)
+            return perf_event_open(buffer, tid, -1, PERF_FLAG_FD_CLOEXEC)
         except OSError as error:
             if error.errno != errno.EINVAL or not inherit & _INHERIT_THREAD:
                 raise

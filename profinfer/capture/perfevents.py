@@ -16,13 +16,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from profinfer.capture.counters import Counter, Encoding
-from profinfer.capture.kernelcall import perf_event_open
+from profinfer.capture.kernelcall import PERF_ATTR_BYTES, PERF_FLAG_FD_CLOEXEC, perf_event_open
 from profinfer.capture.kernelprobe import try_cycles_counter
 
-ATTR_BYTES = 72  # PERF_ATTR_SIZE_VER1: up to config2
 _EXCLUDE_USER, _EXCLUDE_KERNEL, _EXCLUDE_HV = 1 << 4, 1 << 5, 1 << 6
 _TIMES = 3  # PERF_FORMAT_TOTAL_TIME_ENABLED | _RUNNING
-_CLOEXEC = 8  # PERF_FLAG_FD_CLOEXEC
 _READ = struct.Struct("=QQQ")
 
 Opener = Callable[[ctypes.Array[ctypes.c_char], int, int, int], int]
@@ -77,7 +75,7 @@ def open_counters(
             if encoding is None:
                 continue
             try:
-                held[cpu] = opener(attr(counter, encoding), -1, cpu, _CLOEXEC)
+                held[cpu] = opener(attr(counter, encoding), -1, cpu, PERF_FLAG_FD_CLOEXEC)
             except OSError as error:
                 code = error.errno or errno.EINVAL
         if held:
@@ -98,7 +96,7 @@ def attr(counter: Counter, encoding: Encoding) -> ctypes.Array[ctypes.c_char]:
     raw = struct.pack(
         "=IIQQQQQIIQQ",
         encoding.type,
-        ATTR_BYTES,
+        PERF_ATTR_BYTES,
         encoding.config,
         0,
         0,
@@ -109,7 +107,7 @@ def attr(counter: Counter, encoding: Encoding) -> ctypes.Array[ctypes.c_char]:
         encoding.config1,
         encoding.config2,
     )
-    return ctypes.create_string_buffer(raw, ATTR_BYTES)
+    return ctypes.create_string_buffer(raw, PERF_ATTR_BYTES)
 
 
 def read_now(fd: int) -> tuple[int, int, int]:

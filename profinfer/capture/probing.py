@@ -6,6 +6,7 @@ import struct
 from pathlib import Path
 from typing import Any
 
+from profinfer.capture.btf import running_kernel
 from profinfer.capture.calibrate import measure_hit
 from profinfer.capture.drain import RingReader, Sink
 from profinfer.capture.leftover import open_batches
@@ -65,6 +66,7 @@ class Probing:
         self.plan = plan
         self.sched = Scheduler.wanted(wanted.sched)
         self.memory = Memory(wanted.faults)
+        running_kernel.cache_clear()  # both have what they need of the kernel's types
         self.opened = open_counters(wanted.counters, online_cpus() if wanted.counters else ())
         source = build_source(
             plan,
@@ -80,9 +82,9 @@ class Probing:
             if self._program.method is Method.PERF or not Path(f"/proc/{pid}").exists():
                 raise
             # Links were said to work here, and one was refused: then the older way.
-            self.memory.detach()
             self._program.release()
             self._set_up(source, pid, paused, Method.PERF)
+        self.memory.attach(self._program, pid)
         self.sched.attach(self._program, pid)
         self.ring = RingReader(self._program.ring_fd("ring"), wanted.ring_bytes)
         self._left = (0, 0, 0)  # batches, their operator records, COUNTS
@@ -113,7 +115,6 @@ class Probing:
             for level in LEVELS
         }
         self.attach()
-        self.memory.attach(program, pid)
 
     def attach(self, *levels: str) -> None:
         """Put the probes of levels in place, of all levels if none is named; takes some 10 ms.

@@ -31,7 +31,6 @@ from profinfer.capture.uprobes import (
     Method,
     ProbeGroup,
     best_method,
-    close_together,
     release,
 )
 from profinfer.errors import EnvironmentProblem
@@ -175,10 +174,6 @@ class Program:
         group = ProbeGroup(self, self.method, points, self._pid if pid is None else pid)
         self._groups.append(group)
         return group
-
-    def detach_all(self) -> None:
-        """Remove every probe, for a target that goes on: 0.1 s, or that for each perf event."""
-        close_together([fd for group in self._groups for fd in group.take()])
 
     def release(self) -> None:
         """The end: remove every probe in the background; maps and functions go with them."""

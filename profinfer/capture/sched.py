@@ -11,13 +11,13 @@ import platform
 from dataclasses import dataclass
 from typing import Any
 
-from profinfer.capture.btf import Btf, BtfError
+from profinfer.capture.btf import Btf, BtfError, running_kernel
+from profinfer.capture.host import sees_kernel_pids
 from profinfer.capture.program import Program
 from profinfer.capture.taskstates import state_rules
 from profinfer.errors import ProfinferError
 
 _TRACEPOINTS = ("sched_switch", "sched_wakeup", "sched_wakeup_new")
-_FIRST_PID_NAMESPACE = "pid:[4026531836]"  # PROC_PID_INIT_INO
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ def sched_layout(btf: Btf | None = None) -> SchedLayout:
     Raises:
         BtfError: the kernel does not say, or says something unknown.
     """
-    btf = btf or Btf.of_kernel()
+    btf = btf or running_kernel()
     task = btf.fields("task_struct")
     missing = [name for name in ("pid", "tgid", "prio", "comm") if name not in task]
     if missing:
@@ -101,7 +101,7 @@ class Scheduler:
         """Record the threads of a process from now on, unless recording is paused."""
         if self.layout is None:
             return
-        if os.readlink("/proc/self/ns/pid") == _FIRST_PID_NAMESPACE:
+        if sees_kernel_pids():
             program.set_array("sched_target", 0, pid)
         # Elsewhere pids have other numbers for the kernel: a probe of the target tells it.
         try:

@@ -20,16 +20,20 @@ from enum import Enum
 from pathlib import Path
 from typing import Protocol
 
-from profinfer.capture.kernelcall import bpf, perf_event_open
+from profinfer.capture.kernelcall import (
+    PERF_ATTR_BYTES,
+    PERF_ENABLE,
+    PERF_FLAG_FD_CLOEXEC,
+    PERF_SET_BPF,
+    bpf,
+    perf_event_open,
+)
 from profinfer.errors import ProfinferError
 
 UPROBE_MULTI = 48  # enum bpf_attach_type: what a function of such a link must be loaded for
 _LINK_CREATE = 28
 _MULTI_RETURN = 1
 _PMU = Path("/sys/bus/event_source/devices/uprobe")
-_PERF_ATTR_SIZE = 72  # PERF_ATTR_SIZE_VER1: up to config2
-_PERF_FLAG_FD_CLOEXEC = 8
-_SET_BPF, _ENABLE = 0x40042408, 0x2400  # PERF_EVENT_IOC_*
 _HANDOVER_S = 0.5  # the child must outlive our own closing of the descriptors
 
 
@@ -229,15 +233,15 @@ def _event(program: int, path: str, offset: int, is_return: bool, pid: int) -> i
         where = ctypes.create_string_buffer(os.fsencode(path))
         # type, size, config, sample_period, sample_type, read_format, flags, wakeup_events,
         # bp_type, config1: the path, config2: the offset
-        fields = (kind, _PERF_ATTR_SIZE, is_return << bit, 1, 0, 0, 0, 1, 0)
+        fields = (kind, PERF_ATTR_BYTES, is_return << bit, 1, 0, 0, 0, 1, 0)
         attr = struct.pack("=IIQQQQQIIQQ", *fields, ctypes.addressof(where), offset)
         buffer = ctypes.create_string_buffer(attr, len(attr))
-        fd = perf_event_open(buffer, pid, -1, _PERF_FLAG_FD_CLOEXEC)
+        fd = perf_event_open(buffer, pid, -1, PERF_FLAG_FD_CLOEXEC)
     except OSError as error:
         raise _refused(path, offset, error) from error
     try:
-        fcntl.ioctl(fd, _SET_BPF, program)
-        fcntl.ioctl(fd, _ENABLE, 0)
+        fcntl.ioctl(fd, PERF_SET_BPF, program)
+        fcntl.ioctl(fd, PERF_ENABLE, 0)
     except OSError as error:
         os.close(fd)
         raise _refused(path, offset, error) from error
