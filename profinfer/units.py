@@ -83,6 +83,11 @@ def format_count(count: float | None) -> str:
     return MISSING if count is None or not math.isfinite(count) else f"{round(count):,}"
 
 
+def format_things(n: int, what: str) -> str:
+    """A number of things by name: ``1 token``, ``1,234 tokens``."""
+    return f"{n:,} {what}{'' if n == 1 else 's'}"
+
+
 def format_short_count(count: float | None) -> str:
     """A number of things in at most five characters: ``999``, ``12.3k``, ``1.20M``."""
     if count is None or not math.isfinite(count):

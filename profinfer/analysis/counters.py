@@ -14,7 +14,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from profinfer.analysis import notes, shapes
-from profinfer.analysis.operators import NO_LAYER
+from profinfer.analysis.operators import in_layer_order
 from profinfer.analysis.result import Column, Note, Result
 from profinfer.analysis.roofline import KEYS, TITLES
 from profinfer.model.selection import Selection
@@ -60,8 +60,7 @@ def counters(trace: Trace, selection: Selection, by: str, top: int | None = None
     rows = len(out)
     whole = frame[list(per_node)].sum().to_frame().T
     if by == "layer":
-        out = out.iloc[out["layer"].where(out["layer"] >= 0, 1 << 30).argsort(kind="stable")]
-        out["layer"] = out["layer"].astype(str).replace("-1", NO_LAYER)
+        out = in_layer_order(out)
     out = out.head(top) if top else out
     derived = [column for part in (out, whole) for column in _derive(part, trace)]
     derived = derived[: len(derived) // 2]
@@ -72,8 +71,7 @@ def counters(trace: Trace, selection: Selection, by: str, top: int | None = None
     columns += [_column(c.name, bool(c.bytes), said) for c in trace.meta.plan.counters] + derived
     columns += [_mean(name) for name in names]
     extra = _said(trace, names, missing)
-    if len(out) < rows:
-        extra.append(Note("info", f"the {len(out)} slowest of {rows:,}; more: --top N"))
+    extra += notes.cut(len(out), rows)
     total = {str(k): None if pd.isna(v) else v for k, v in whole.iloc[0].items()}
     return Result(
         f"counters_by_{by}",

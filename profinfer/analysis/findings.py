@@ -14,7 +14,8 @@ import pandas as pd
 
 from profinfer.analysis import memoryfindings
 from profinfer.analysis.bandwidth import bandwidth_wall
-from profinfer.analysis.result import Column, Note, Result
+from profinfer.analysis.finding import Finding, as_notes
+from profinfer.analysis.result import Column, Result
 from profinfer.analysis.scheduling import displacer, per_thread, priority
 from profinfer.analysis.stragglers import straggler
 from profinfer.model.opsched import within
@@ -29,21 +30,6 @@ SPINNING_MIN = 0.15
 # Migrations of all threads per second of operator time.
 MOVES_MIN = 20
 MOVES_PER_S = 20.0
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One thing that is wrong.
-
-    Attributes:
-        name: stable key.
-        share: part of the operators' thread time that it is about, None if it is not about time.
-        text: a sentence.
-    """
-
-    name: str
-    share: float | None
-    text: str
 
 
 @dataclass(frozen=True)
@@ -86,7 +72,7 @@ def findings(trace: Trace, selection: Selection) -> list[Finding]:
         case = _Case(trace, selection, sums, int(sums["op_ns"].sum()), threads, cpus)
         found += [look(case) for look in _LOOKS]
         found += _preempted(case)
-    found += [Finding(f.name, None, f.text) for f in memoryfindings.findings(trace)]
+    found += memoryfindings.findings(trace)
     wall = bandwidth_wall(trace)
     if wall is not None:
         found.append(Finding("bandwidth", None, wall[1]))
@@ -111,11 +97,6 @@ def result(trace: Trace, selection: Selection) -> Result:
         [(f.name, f.share, f.text) for f in found], columns=[c.name for c in columns]
     )
     return Result("findings", "Findings", selection.description, columns, frame, as_notes(found))
-
-
-def as_notes(found: list[Finding]) -> tuple[Note, ...]:
-    """The sentences, to stand below another view."""
-    return tuple(Note("info", f"- {f.text}") for f in found)
 
 
 def _oversubscribed(case: _Case) -> Finding | None:

@@ -10,6 +10,7 @@ import pandas as pd
 from profinfer.analysis import latency, notes
 from profinfer.analysis.result import Column, Result
 from profinfer.model.trace import Trace
+from profinfer.units import format_things
 
 COLUMNS = (
     Column("context", "ctx", "id", "Number of the llama_context, in order of first use."),
@@ -67,9 +68,5 @@ def generations(trace: Trace, top: int | None = None) -> Result:
         title = f"The {top} longest of {many:,} generations"
     contexts = table["ctx"].nunique()
     sequences = len(table[["ctx", "seq"]].drop_duplicates())
-    scope = f"{_n(contexts, 'context')}, {_n(sequences, 'sequence')}"
+    scope = f"{format_things(contexts, 'context')}, {format_things(sequences, 'sequence')}"
     return Result("generations", title, scope, COLUMNS, frame, tuple(notes.losses(trace)), total)
-
-
-def _n(n: int, what: str) -> str:
-    return f"{n:,} {what}{'' if n == 1 else 's'}"

@@ -12,6 +12,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from profinfer.analysis import memoryfindings, notes
+from profinfer.analysis.finding import as_notes
 from profinfer.analysis.memoryevents import Events, events, with_rest
 from profinfer.analysis.operators import NO_LAYER
 from profinfer.analysis.result import Column, Note, Result, Unit
@@ -68,7 +69,7 @@ def overview(trace: Trace) -> Result:
     ]  # fmt: skip
     columns = tuple(c for c, _ in fields)
     frame = pd.DataFrame([[v for _, v in fields]], columns=[c.name for c in columns], dtype=object)
-    found = [Note("info", f"- {f.text}") for f in memoryfindings.findings(trace)]
+    found = [*as_notes(memoryfindings.findings(trace))]
     if not _has_reads(trace):
         why = memory.get("reads", {}).get("why")
         found.append(Note("info", f"disk reads were not recorded: {why}"))

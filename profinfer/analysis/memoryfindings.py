@@ -5,12 +5,12 @@ Each says nothing in a run whose model lies in memory. Must not import rich or a
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
+from profinfer.analysis.finding import Finding
 from profinfer.model.memory import read_by_tensor
 from profinfer.model.trace import Trace
 from profinfer.units import format_byte_rate, format_bytes, format_ns, format_percent
@@ -20,19 +20,6 @@ COLD_SHARE = 0.05  # of the weights or of a file, read from disk
 AGAIN_SHARE = 0.10  # of the weights, read a second time
 
 
-@dataclass(frozen=True)
-class Finding:
-    """One thing that is wrong.
-
-    Attributes:
-        name: stable key.
-        text: a sentence.
-    """
-
-    name: str
-    text: str
-
-
 def findings(trace: Trace) -> list[Finding]:
     """Everything that is wrong, the dearest first."""
     if not trace.has_faults or not len(trace.calls):
@@ -40,7 +27,7 @@ def findings(trace: Trace) -> list[Finding]:
     again, start = _evicted(trace), _cold_start(trace)
     if again is None:
         if start is not None:
-            start = Finding(start.name, f"{start.text}; a second start finds it in memory")
+            start = Finding(start.name, None, f"{start.text}; a second start finds it in memory")
         again = _cold_weights(trace)
     return [f for f in (again, start) if f is not None]
 
@@ -86,7 +73,7 @@ def _cold_start(trace: Trace) -> Finding | None:
     text += "came from disk before the first call"
     if span > 0:
         text += f", within {format_ns(span)} ({format_byte_rate(read * 1e9 / span)})"
-    return Finding("cold_start", text)
+    return Finding("cold_start", None, text)
 
 
 def _cold_weights(trace: Trace) -> Finding | None:
@@ -105,7 +92,7 @@ def _cold_weights(trace: Trace) -> Finding | None:
     if last + 1 < len(trace.graphs):
         text += f"; the {len(trace.graphs) - last - 1:,} graphs after them had none"
     worst = majors.groupby("tensor")["held_ns"].sum().idxmax()
-    return Finding("cold_weights", f"{text}; most on {worst}")
+    return Finding("cold_weights", None, f"{text}; most on {worst}")
 
 
 def _evicted(trace: Trace) -> Finding | None:
@@ -134,7 +121,7 @@ def _evicted(trace: Trace) -> Finding | None:
         text += f"; the model does not fit into this machine's {format_bytes(memory)}"
     else:
         text += "; something else took the memory that they were in"
-    return Finding("evicted", f"{text}; try a larger limit or a smaller quantisation")
+    return Finding("evicted", None, f"{text}; try a larger limit or a smaller quantisation")
 
 
 def _need(trace: Trace) -> int:

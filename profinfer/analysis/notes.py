@@ -52,6 +52,11 @@ def sampled(trace: Trace, selection: Selection) -> list[Note]:
     return [Note("info", text)]
 
 
+def cut(shown: int, rows: int) -> list[Note]:
+    """How many rows a view leaves out, slowest first, or nothing."""
+    return [Note("info", f"the {shown} slowest of {rows:,}; more: --top N")] if shown < rows else []
+
+
 def of(trace: Trace, selection: Selection) -> tuple[Note, ...]:
     """All of them."""
     return (

@@ -99,17 +99,22 @@ def _fused_note(trace: Trace, selection: Selection) -> list[Note]:
     return [Note("info", f"{fused:,} operators ran fused: their time stands at the last one")]
 
 
+def in_layer_order(frame: pd.DataFrame) -> pd.DataFrame:
+    """Rows by layer number, -1 last and named: what belongs to no layer."""
+    place = frame["layer"].where(frame["layer"] >= 0, 1 << 30)
+    frame = frame.iloc[place.argsort(kind="stable")].reset_index(drop=True)
+    frame["layer"] = frame["layer"].astype(str).replace("-1", NO_LAYER)
+    return frame
+
+
 def by(trace: Trace, selection: Selection, key: str) -> Result:
     """Time by "op", "role" or "layer"."""
     title, column, keys = BY[key]
     out, total = _grouped(trace, selection, trace.nodes, keys)
     out, total = _finished(out, total, selection.n_tokens)
     if key == "layer":
-        # What belongs to no layer comes last.
-        place = out["layer"].where(out["layer"] >= 0, 1 << 30)
-        out = out.iloc[place.argsort(kind="stable")].reset_index(drop=True)
+        out = in_layer_order(out)
         inferred = bool(trace.nodes["layer_inferred"].any())
-        out["layer"] = out["layer"].astype(str).replace("-1", NO_LAYER)
     columns = (column, *TIME, *SPLIT)
     extra = _fused_note(trace, selection) if key == "op" else []
     if key == "layer" and inferred:
@@ -190,16 +195,13 @@ def by_node(trace: Trace, selection: Selection, top: int | None = None) -> Resul
         Column("calls", "calls", "count", TIME[3].description, detail=True),
         Column("wait_share", "wait", "ratio", SPLIT[2].description),
     )
-    extra = []
-    if len(out) < rows:
-        extra = [Note("info", f"the {len(out)} slowest of {rows:,}; more: --top N")]
     return Result(
         "operators_by_node",
         "Slowest operators",
         selection.description,
         columns,
         out[[c.name for c in columns]],
-        (*notes.of(trace, selection), *extra),
+        (*notes.of(trace, selection), *notes.cut(len(out), rows)),
     )
 
 
@@ -220,15 +222,12 @@ def by_shape(trace: Trace, selection: Selection, top: int | None = None) -> Resu
         Column("mean_ns", "mean", "ns", "Time of one execution, mean."),
         SPLIT[2],
     )
-    extra = []
-    if len(out) < rows:
-        extra = [Note("info", f"the {len(out)} slowest of {rows:,}; more: --top N")]
     return Result(
         "operators_by_shape",
         "Time by shape",
         selection.description,
         columns,
         out[[c.name for c in columns]].astype({"op": str}),
-        (*notes.of(trace, selection), *extra),
+        (*notes.of(trace, selection), *notes.cut(len(out), rows)),
         None if len(out) < rows else total,
     )

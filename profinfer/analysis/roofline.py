@@ -14,8 +14,8 @@ import numpy.typing as npt
 import pandas as pd
 
 from profinfer.analysis import notes, rooflinenotes, shapes
-from profinfer.analysis.operators import NO_LAYER
-from profinfer.analysis.result import Column, Note, Result
+from profinfer.analysis.operators import in_layer_order
+from profinfer.analysis.result import Column, Result
 from profinfer.analysis.roofs import Found
 from profinfer.analysis.verdict import ROOF_VERDICTS, Facts, verdict
 from profinfer.analysis.work import Work, executed
@@ -101,8 +101,7 @@ def roofline(
     out["share"] = out["wall_ns"] / wall if wall else np.nan
     whole["share"] = 1.0 if wall else np.nan
     if by == "layer":
-        out = out.iloc[out["layer"].where(out["layer"] >= 0, 1 << 30).argsort(kind="stable")]
-        out["layer"] = out["layer"].astype(str).replace("-1", NO_LAYER)
+        out = in_layer_order(out)
     out = out.head(top) if top else out
     columns = [*(TITLES[key] for key in keys), *TIME, *RATES]
     # Where there are several texts something must give way: the place under the roofs may not.
@@ -114,8 +113,7 @@ def roofline(
         extra.insert(
             0, rooflinenotes.per_token(whole.iloc[0], selection.n_tokens, found.calibration)
         )
-    if len(out) < rows:
-        extra.append(Note("info", f"the {len(out)} slowest of {rows:,}; more: --top N"))
+    extra += notes.cut(len(out), rows)
     total = {str(k): _plain(v) for k, v in whole.iloc[0].items() if k not in ("bound", "evidence")}
     texts = dict.fromkeys(keys, str)
     return Result(

@@ -68,6 +68,7 @@ def views(trace: Trace, asked: ReportOptions, selections: list[Selection]) -> It
         tokens,
     )
     from profinfer.analysis.correction import corrected
+    from profinfer.analysis.finding import as_notes
 
     human = asked.form == "table"
 
@@ -93,7 +94,7 @@ def views(trace: Trace, asked: ReportOptions, selections: list[Selection]) -> It
             elif asked.by == "thread":
                 yield threads.threads(trace, chosen, states=not human)
                 if trace.has_sched and asked.form != "csv":
-                    found = findings.as_notes(findings.findings(trace, chosen))
+                    found = as_notes(findings.findings(trace, chosen))
                     yield scheduling.thread_states(trace, chosen, found)
             elif asked.by == "token":
                 yield tokens.tokens(trace, chosen, asked.top)

@@ -11,6 +11,8 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from profinfer.units import format_things
+
 Mask = npt.NDArray[np.bool_]
 
 
@@ -58,14 +60,14 @@ class Selection:
     @property
     def description(self) -> str:
         """Phase, number of tokens and graphs, filters, and whether warm-up is in it."""
-        tokens = _count(self.of_tokens, "token")
+        tokens = format_things(self.of_tokens, "token")
         if self.of_tokens > self.n_tokens:
             tokens = f"{self.n_tokens:,} of {tokens}"
         parts = [f"{self.phase or 'all phases'}: {tokens}"]
         if len(self.calls):
-            parts.append(_count(self.n_calls, "call"))
+            parts.append(format_things(self.n_calls, "call"))
         if len(self.graphs):
-            parts.append(_count(self.n_graphs, "graph"))
+            parts.append(format_things(self.n_graphs, "graph"))
         parts.extend(self.filters)
         if self.warmup_excluded:
             parts.append("warm-up excluded")
@@ -77,7 +79,3 @@ class Selection:
         if self.narrowed:
             mask &= self.nodes[table["node_id"].to_numpy()]
         return table if mask.all() else table.loc[mask]
-
-
-def _count(n: int, what: str) -> str:
-    return f"{n:,} {what}{'' if n == 1 else 's'}"

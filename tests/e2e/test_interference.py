@@ -13,7 +13,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from profinfer.analysis.findings import Finding, findings
+from profinfer.analysis.finding import Finding
+from profinfer.analysis.findings import findings
 from profinfer.model.trace import Trace
 
 pytestmark = pytest.mark.e2e

@@ -10,7 +10,7 @@ import pytest
 from builders import Graph, Node, TraceBuilder
 
 from profinfer.analysis import findings, scheduling, threads
-from profinfer.analysis.findings import Finding
+from profinfer.analysis.finding import Finding
 from profinfer.model.trace import Trace
 
 IDLE = (0, 0, "swapper/0")
