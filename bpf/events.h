@@ -266,6 +266,7 @@ enum pf_counter {
     PF_CNT_STEP_NS = 71,         /* time in those calls, ns                               */
     PF_CNT_THREADS = 72,         /* threads asked for, summed over the graphs begun       */
     PF_CNT_NOT_COUNTED = 73,     /* readings of hardware or software counters that failed */
+    PF_CNT_OP_PASSED = 79,       /* hits that record --ops, --layers, --threads left out  */
     PF_CNT_COUNT = 80,
 };
 

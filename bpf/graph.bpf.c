@@ -15,6 +15,10 @@ struct pf_walk {
     struct pf_ptrs ptrs;
     struct pf_tensor tensor;
     struct pf_buffer buffer;
+#ifdef PF_FILTER
+    u32 layer, place; /* of the last node, and of the number in its name */
+    struct pf_wanted wanted;
+#endif
 };
 BPF_HASH(walks, u32, struct pf_walk, PF_MAX_MAIN_THREADS);
 BPF_ARRAY(zero_walk, struct pf_walk, 1);
@@ -38,6 +42,25 @@ static __always_inline u64 pf_mix(u64 h, u64 word)
     h *= 0x9e3779b97f4a7c15ull;
     return h ^ (h >> 29);
 }
+
+#ifdef PF_FILTER
+static __always_inline void pf_filter_node(struct pf_walk *w, u32 at)
+{
+    const unsigned char *raw = w->tensor.raw;
+    int want = at < 64 * PF_FILTER_WORDS;
+#ifdef PF_LAYER_FIRST
+    pf_layer_of(raw + PF_TENSOR_NAME, &w->layer, &w->place);
+    want = want && *(volatile u32 *)&w->layer - PF_LAYER_FIRST < PF_LAYER_END - PF_LAYER_FIRST;
+#endif
+#ifdef PF_OPS_LOW
+    want = want && pf_op_is_wanted(*(u32 *)(raw + PF_TENSOR_OP));
+#endif
+    u64 word = at >> 6;
+    PF_KEEP_BOUND(word);
+    if (want)
+        w->wanted.word[word & (PF_FILTER_WORDS - 1)] |= 1ull << (at & 63);
+}
+#endif
 
 static __always_inline int pf_is_known(u64 key, u64 hash)
 {
@@ -87,6 +110,9 @@ static __always_inline void pf_walk_done(struct pf_walk *w)
         k.n_nodes = w->n_nodes;
         known_graphs.update(&cgraph, &k);
     }
+#ifdef PF_FILTER
+    wanted_nodes.update(&cgraph, &w->wanted);
+#endif
     u16 flags = (w->changed ? PF_GRAPH_CHANGED : 0) | (w->partial ? PF_GRAPH_PARTIAL : 0);
     pf_graph_emit(w, gen, flags, bpf_ktime_get_ns());
 }
@@ -111,7 +137,8 @@ static __always_inline void pf_buffer_read(struct pf_walk *w)
         seen.update(&addr, &h);
 }
 
-static __always_inline void pf_tensor_read(struct pf_walk *w, u64 addr)
+/* `at`: place among the nodes. */
+static __always_inline void pf_tensor_read(struct pf_walk *w, u64 addr, u32 at)
 {
     u64 h = 0;
     if (pf_read_user(w->tensor.raw, PF_TENSOR_SIZE, (void *)addr)) {
@@ -119,6 +146,10 @@ static __always_inline void pf_tensor_read(struct pf_walk *w, u64 addr)
         w->partial = 1;
         return;
     }
+#ifdef PF_FILTER
+    if (!w->reading_leafs)
+        pf_filter_node(w, at);
+#endif
     u64 *words = (u64 *)w->tensor.raw;
 #pragma unroll
     for (int i = 0; i < PF_TENSOR_SIZE / 8; i++)
@@ -180,7 +211,7 @@ static __always_inline void pf_piece_read(struct pf_walk *w)
     for (i = 0; i < PF_PTRS_PER_RECORD; i++) {
         if (i >= left)
             break;
-        pf_tensor_read(w, w->ptrs.ptr[i]);
+        pf_tensor_read(w, w->ptrs.ptr[i], w->pos + i);
     }
     w->pos += *(volatile u32 *)&w->ptrs.n;
 }
@@ -235,7 +266,11 @@ static __always_inline struct pf_walk *pf_walk_new(u32 probe, u64 cgraph)
             pf_count(PF_CNT_NO_SLOT, 1);
             return 0;
         }
-        pf_slot_get(); /* names the thread */
+        struct pf_slot *s = pf_slot_get(); /* names the thread */
+#ifdef PF_MAIN_ONLY
+        if (s)
+            s->caller = 1;
+#endif
     }
     w->cgraph = cgraph;
     w->probe = probe;
@@ -279,12 +314,17 @@ static __always_inline int pf_graph_begin(struct pt_regs *ctx, u32 probe)
     w->n_threads = pf_user_u32(cplan + PF_CPLAN_N_THREADS);
     w->sends_graph = 1;
     struct pf_known_graph *k = known_graphs.lookup(&cgraph);
-    if (k && k->uid && k->uid == w->uid && k->nodes == w->nodes && k->n_nodes == w->n_nodes) {
+    if (k && k->uid && k->uid == w->uid && k->nodes == w->nodes && k->n_nodes == w->n_nodes &&
+        pf_wanted_known(cgraph)) {
         pf_graph_emit(w, k->gen, 0, bpf_ktime_get_ns());
         return 0;
     }
     w->array = w->nodes;
     w->count = w->n_nodes;
+#ifdef PF_FILTER
+    w->layer = PF_NO_LAYER;
+    __builtin_memset(&w->wanted, 0, sizeof(w->wanted));
+#endif
     steps.call(ctx, 0);
     return 0;
 }

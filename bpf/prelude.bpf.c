@@ -41,6 +41,17 @@ struct pf_slot {
 #ifdef PF_COUNTERS
     struct pf_tally tally;
 #endif
+#ifdef PF_COUNT_PASSED /* filter.bpf.c */
+    u32 passed;          /* hits of this graph that left no record */
+    u32 caller;          /* the thread has begun graphs */
+#endif
+#ifdef PF_FILTER
+    u64 before_ts;       /* of the last one */
+    u32 before;          /* its loop index */
+    u32 is_before;       /* it is not recorded yet */
+    u64 filtered;        /* wanted[] is that of the graph at hand */
+    u64 wanted[PF_FILTER_WORDS];
+#endif
 };
 /* An array and not a hash: its lookup is inlined and takes some 50 ns less. A thread's
  * place follows from its tid; claims decides who has a place when two threads want the same. */

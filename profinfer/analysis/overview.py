@@ -204,11 +204,14 @@ def ledger(trace: Trace, selection: Selection) -> Result:
     passed = inside.graphs[empty["graph_id"].to_numpy()]
     barriers = int((empty["release_ns"] - empty["begin_ns"]).to_numpy()[passed].sum())
     rows: list[tuple[str, str, int]] = []
+    rest = "graphs: threads starting and leaving"
+    if trace.narrowed.by_node:
+        rest = "graphs: operators that were not recorded"
     if sums and len(mine):
         rows += [
             ("compute", "operators: computing (mean over threads)", compute),
             ("wait", "operators: waiting for other threads", whole - compute),
-            ("gaps", "graphs: threads starting and leaving", in_graphs - ops - barriers),
+            ("gaps", rest, in_graphs - ops - barriers),
         ]
         if barriers:
             rows.insert(2, ("empty", "graphs: barriers after empty nodes (views)", barriers))

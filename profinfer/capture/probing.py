@@ -75,6 +75,7 @@ class Probing:
             steps=wanted.steps,
             memory=self.memory.definitions,
             counters=len(self.opened.counters),
+            only=wanted.only,
         )
         try:
             self._set_up(source, pid, paused, None)

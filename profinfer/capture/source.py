@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from profinfer.capture.kernelmap import possible_cpus
+from profinfer.capture.only import EVERYTHING, Only
 from profinfer.capture.steps import Steps
 from profinfer.capture.uprobes import AttachPoint
 from profinfer.errors import EnvironmentProblem
@@ -176,6 +177,7 @@ def build_source(
     steps: Steps | None = None,
     memory: dict[str, int] | None = None,
     counters: int = 0,
+    only: Only = EVERYTHING,
 ) -> Source:
     """Put the program of a plan together.
 
@@ -186,6 +188,10 @@ def build_source(
         steps: decode steps that operators are wanted of, None for all that runs.
         memory: the kernel's layouts for page faults and reads, None to leave these out.
         counters: counters read at each operator record; with none, nothing of it is compiled.
+        only: operators and threads to leave records of.
+
+    Raises:
+        TargetError: the engine cannot be narrowed to these operators.
     """
     folder = bpf_folder()
     machine = plan.images[0].elf.machine
@@ -195,7 +201,7 @@ def build_source(
     files += ["counters.bpf.c"] if counters else []
     files += [f"{n}.bpf.c" for n in ("calibrate", "gate", "batch", "calls")]
     if walks or any(role.startswith("op.") for role in roles):
-        files.append("ops.bpf.c")
+        files += ["filter.bpf.c", "ops.bpf.c"]
     if walks:
         files.append("graph.bpf.c")
     if sched:
@@ -216,7 +222,8 @@ def build_source(
         body = _handler(probe, entry_id, machine)
         text.append(f"int {name}(struct pt_regs *ctx) {{ return {body}; }}")
         points.append(AttachPoint(name, probe.path, probe.offset, probe.kind == "uretprobe"))
-    values = _definitions(plan, ring_bytes) | (sched or {}) | (memory or {})
+    values: dict[str, int | str] = {**_definitions(plan, ring_bytes), **only.definitions(plan)}
+    values |= (sched or {}) | (memory or {})
     values |= steps.definitions if steps else {}
     if counters:
         values |= {"PF_COUNTERS": counters, "PF_CPUS": possible_cpus()}

@@ -48,10 +48,11 @@ from profinfer.model.threadtable import threads_table
 from profinfer.model.tokens import counted
 from profinfer.model.visits import Events, GraphSpans, Visits
 from profinfer.model.visits import split as split_visits
+from profinfer.model.wanted import Narrowed, wanted_nodes
 from profinfer.model.windows import Window, inside, leave_out, windows
 from profinfer.tracefile.metadata import TraceMetadata
 from profinfer.tracefile.reader import TraceReader
-from profinfer.tracefile.schema import ChunkKind, Kind
+from profinfer.tracefile.schema import CNT_OP_PASSED, ChunkKind, Kind
 
 TABLES = (
     "calls",
@@ -264,6 +265,17 @@ class Trace:
             out.append("the recording did not finish: the file has no trailer")
         return out
 
+    @cached_property
+    def narrowed(self) -> Narrowed:
+        """Operators and threads that the recording was narrowed to."""
+        return Narrowed.of(self.meta.options)
+
+    @property
+    def hits_passed(self) -> int:
+        """Hits of operators' probes that left no record because of ``narrowed``."""
+        counters = self.reader.counters
+        return counters[CNT_OP_PASSED] if len(counters) > CNT_OP_PASSED else 0
+
     @property
     def tokens_from_graphs(self) -> int:
         """Calls whose number of tokens was not read, but taken from their graphs."""
@@ -418,7 +430,8 @@ class Trace:
         self.__dict__["_records"] = replace(self._records, op_dt=none, op_what=none)
         collected = collect(events, passes, def_id, index, self.meta.plan.ops)
         del events
-        return build_operators(collected, passes, def_id)
+        wanted = wanted_nodes(self.nodes, self.narrowed) if self.narrowed.by_node else None
+        return build_operators(collected, passes, def_id, wanted)
 
     @cached_property
     def _ops_lost(self) -> bool:
