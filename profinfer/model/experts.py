@@ -1,0 +1,277 @@
+"""Layer 5: which experts the router chose for which token, and where their weights lie.
+
+Owns the tables ``experts`` and ``expert_weights``, and what is missing of the first. Vectorised
+over records; must not import the analyses or above.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from profinfer.model.decode import int64
+from profinfer.model.definitions import Definitions
+from profinfer.model.nodes import NodeTables
+from profinfer.model.residents import NOWHERE, Ranges, Residents
+from profinfer.model.spans import parents
+from profinfer.tracefile.ringindex import ExpertRecords
+
+I32 = npt.NDArray[np.int32]
+I64 = npt.NDArray[np.int64]
+
+OP = "MUL_MAT_ID"
+_WEIGHTS, _IDS = 0, 2  # sources of ggml_mul_mat_id
+
+
+@dataclass(frozen=True)
+class Places:
+    """The nodes that compute with experts, ordered by node_id. Shapes (n,).
+
+    Attributes:
+        node: node_id.
+        place: node_id of the first of the nodes that take the same ids; ids are read there.
+        n_experts: experts to choose from.
+        n_used: experts a token.
+        rows: tokens that it computes.
+        stride: bytes of one expert's weights.
+        def_id: definition that the node is part of.
+    """
+
+    node: I32
+    place: I32
+    n_experts: I64
+    n_used: I64
+    rows: I64
+    stride: I64
+    def_id: I32
+
+
+@dataclass(frozen=True)
+class Routing:
+    """The router's choices.
+
+    Attributes:
+        table: one row per graph, place, token and slot, in that order.
+        lost_rows: tokens of a layer whose ids should be there and are not, or cannot be true.
+        read_ns: profinfer's own time reading them.
+        reads: places at which ids were read.
+    """
+
+    table: pd.DataFrame
+    lost_rows: int
+    read_ns: int
+    reads: int
+
+
+def find_places(definitions: Definitions, tables: NodeTables, ops: list[str]) -> Places:
+    """The nodes that compute with experts, of every definition."""
+    op = ops.index(OP) if OP in ops else -1
+    fields = definitions.contents.fields
+    found: list[tuple[I64, ...]] = []
+    for def_id, item in enumerate(definitions.items):
+        mine = (item.node >= 0) & (fields.op[item.node] == op)
+        mine &= tables.index.works[tables.index.base[def_id] :][: len(item.node)]
+        at = np.flatnonzero(mine)
+        weights, ids = item.src[at, _WEIGHTS], item.src[at, _IDS]
+        at, weights, ids = (v[(weights >= 0) & (ids >= 0)] for v in (at, weights, ids))
+        if not len(at):
+            continue
+        idx = item.src_idx[at, _IDS]
+        # The same tensor: the same node, or, of inputs, the same content.
+        key = np.where(idx >= 0, idx.astype(np.int64), -1 - ids.astype(np.int64))
+        first = np.flatnonzero(np.r_[True, key[1:] != key[:-1]])
+        place = np.repeat(at[first], np.diff(np.r_[first, len(at)]))
+        base = int(tables.index.base[def_id])
+        found.append(
+            (at + base, place + base, fields.ne[weights, 2], fields.ne[ids, 0], fields.ne[ids, 1],
+             fields.nb[weights, 2], np.full(len(at), def_id))
+        )  # fmt: skip
+    joined = [np.concatenate(part) for part in zip(*found, strict=True)]
+    node, place, n_experts, used, rows, stride, def_ids = joined or [np.zeros(0, np.int64)] * 7
+    return Places(
+        node.astype(np.int32), place.astype(np.int32), int64(n_experts), int64(used), int64(rows),
+        int64(stride), def_ids.astype(np.int32),
+    )  # fmt: skip
+
+
+def build(
+    records: ExpertRecords,
+    places: Places,
+    tables: NodeTables,
+    graphs: pd.DataFrame,
+    calls: pd.DataFrame,
+    sequences: pd.DataFrame,
+    *,
+    recorded: bool,
+) -> Routing:
+    """The table ``experts``.
+
+    Args:
+        records: of the file.
+        places: where ids are read.
+        tables: nodes of the trace.
+        graphs: table of the trace.
+        calls: table of the trace.
+        sequences: table of the trace.
+        recorded: the recorder read ids; else none are missing.
+    """
+    heads = records.heads
+    graph = parents(
+        int64(heads["tid"]), int64(heads["ts"]), int64(graphs["tid"].to_numpy()),
+        graphs["begin_ns"].to_numpy(), graphs["end_ns"].to_numpy(),
+    )  # fmt: skip
+    def_id = np.r_[graphs["def_id"].to_numpy(), -1][graph]
+    same = np.r_[graphs["cgraph"].to_numpy(), 0][graph] == heads["cgraph"]
+    node = np.r_[tables.index.base, 0][def_id] + heads["node"]
+    at = np.searchsorted(places.node, node)
+    at[at == len(places.node)] = 0
+    ok = (graph >= 0) & (def_id >= 0) & same
+    if len(places.node):
+        ok &= (places.node[at] == node) & (places.place[at] == node)
+        ok &= places.n_used[at] == heads["n_used"]
+    else:
+        ok[:] = False
+    table = _rows(records, np.flatnonzero(ok), graph, at, places)
+    wrong = (table["expert"] < 0) | (table["expert"] >= places.n_experts[table.pop("at")])
+    wrong_rows = len(table.loc[wrong, ["graph_id", "node_id", "row"]].drop_duplicates())
+    table = table[~wrong.to_numpy()].reset_index(drop=True)
+    table.insert(2, "layer", tables.nodes["layer"].to_numpy()[table["node_id"].to_numpy()])
+    _name_tokens(table, calls, sequences, graphs)
+    lost = wrong_rows
+    if recorded:
+        due = graphs["complete"] & graphs["sampled"] & (graphs["def_id"] >= 0)
+        lost += _missing(table, places, graphs["def_id"].to_numpy(), due.to_numpy(bool))
+    return Routing(table, lost, int(heads["ns"].sum()), int((heads["first"] == 0).sum()))
+
+
+def _rows(records: ExpertRecords, chosen: I64, graph: I32, at: I64, places: Places) -> pd.DataFrame:
+    """One row per id of the chosen records, sorted by graph, place, row and slot."""
+    heads = records.heads
+    count = int64(heads["n"]) * heads["n_used"]
+    begin = np.cumsum(count) - count
+    node = places.node[at] if len(places.node) else np.zeros(len(at), np.int32)
+    order = chosen[np.lexsort((heads["first"][chosen], node[chosen], graph[chosen]))]
+    n = count[order]
+    of = np.repeat(order, n)
+    within = np.arange(int(n.sum())) - np.repeat(np.cumsum(n) - n, n)
+    used = int64(heads["n_used"])[of]
+    return pd.DataFrame(
+        {
+            "graph_id": graph[of].astype(np.int32),
+            "node_id": node[of].astype(np.int32),
+            "row": (heads["first"][of] + within // used).astype(np.int32),
+            "slot": (within % used).astype(np.int16),
+            "expert": records.ids[begin[of] + within],
+            "at": at[of],
+        }
+    )
+
+
+def _missing(table: pd.DataFrame, places: Places, def_id: I32, due: npt.NDArray[np.bool_]) -> int:
+    """Rows that whole graphs must have had, and that are not there."""
+    first = places.node == places.place
+    per_def = np.zeros(int(def_id.max(initial=0)) + 1, np.int64)
+    np.add.at(per_def, places.def_id[first], places.rows[first])
+    want = np.where(def_id >= 0, per_def[np.maximum(def_id, 0)], 0)
+    have = np.zeros(len(def_id), np.int64)
+    np.add.at(have, table["graph_id"].to_numpy()[table["slot"].to_numpy() == 0], 1)
+    return int(np.maximum(want - have, 0)[due].sum())
+
+
+def _name_tokens(
+    table: pd.DataFrame, calls: pd.DataFrame, sequences: pd.DataFrame, graphs: pd.DataFrame
+) -> None:
+    """Add ``token`` and ``seq``: which token of its call's batch a row is, and whose.
+
+    A batch of one sequence keeps its order, however the engine cuts it; of several sequences it
+    does where each has one token and all are computed together (llama-batch.cpp: split_simple,
+    split_equal). The last layer of a prompt computes the wanted tokens only, which are not named.
+    """
+    graph = table["graph_id"].to_numpy()
+    ids, start = np.unique(graph, return_index=True)
+    call = graphs["call_id"].to_numpy()[ids]
+    token = np.full(len(table), -1, np.int32)
+    seq = np.full(len(table), -1, np.int32)
+    if len(ids):
+        layer, row = table["layer"].to_numpy(), table["row"].to_numpy()
+        stop = np.r_[start[1:], len(table)]
+        tokens = np.maximum.reduceat(row, start) + 1
+        # Parts of one pass through the layers are several graphs where there are several backends.
+        begins = np.r_[True, (call[1:] != call[:-1]) | (layer[start[1:]] <= layer[stop[:-1] - 1])]
+        wave = np.cumsum(begins) - 1
+        first = np.flatnonzero(begins)
+        size = np.maximum.reduceat(tokens, first)
+        before = np.cumsum(size) - size
+        opens = np.r_[True, call[first][1:] != call[first][:-1]]
+        before -= before[np.maximum.accumulate(np.where(opens, np.arange(len(first)), 0))]
+        of_row = np.repeat(np.arange(len(ids)), stop - start)
+
+        owner = sequences["call_id"].to_numpy()
+        seqs = np.bincount(owner, minlength=len(calls) + 1)
+        at = np.cumsum(seqs) - seqs
+        single = np.ones(len(calls) + 1, bool)
+        np.logical_and.at(single, owner, sequences["n_tokens"].to_numpy() == 1)
+        every = np.r_[sequences["seq"].to_numpy(), -1]
+        mine = np.where(call >= 0, call, len(calls))[of_row]
+        alone = (seqs[mine] == 1) & (every[np.minimum(at[mine], len(every) - 1)] >= 0)
+        whole = size[wave[of_row]]
+        rows_here = _rows_of_place(table)
+        apart = (seqs[mine] > 1) & single[mine] & (whole == seqs[mine])
+        full = rows_here == whole
+        token = np.where(alone & full, before[wave[of_row]] + row, token)
+        token = np.where(apart & full, row, token).astype(np.int32)
+        seq = np.where(alone, every[np.minimum(at[mine], len(every) - 1)], seq)
+        theirs = np.minimum(at[mine] + row, len(every) - 1)
+        seq = np.where(apart & full, every[theirs], seq).astype(np.int32)
+    table.insert(4, "token", token)
+    table.insert(5, "seq", seq)
+
+
+def _rows_of_place(table: pd.DataFrame) -> I64:
+    """Rows that the same node computed in the same graph, for each row of the table."""
+    graph, node = table["graph_id"].to_numpy(), table["node_id"].to_numpy()
+    start = np.flatnonzero(np.r_[True, (graph[1:] != graph[:-1]) | (node[1:] != node[:-1])])
+    most = np.maximum.reduceat(table["row"].to_numpy(), start) + 1
+    return np.repeat(most.astype(np.int64), np.diff(np.r_[start, len(table)]))
+
+
+def weights(places: Places, nodes: pd.DataFrame, residents: Residents) -> pd.DataFrame:
+    """One row per expert of each tensor with experts' weights: its bytes, and where they lie."""
+    name = nodes["src0_name"].astype(str).to_numpy(dtype=object)[places.node]
+    layer = nodes["layer"].to_numpy()[places.node]
+    first = pd.DataFrame({"tensor": name, "row": np.arange(len(name))})
+    first = first[first["tensor"] != ""].drop_duplicates("tensor")
+    row = first["row"].to_numpy()
+    at = residents.tensors.drop_duplicates("name", keep="last").set_index("name")
+    at = at[["address", "file_offset"]].reindex(first["tensor"].to_numpy(), fill_value=-1)
+    n = places.n_experts[row]
+    of = np.repeat(np.arange(len(row)), n)
+    expert = np.arange(int(n.sum())) - np.repeat(np.cumsum(n) - n, n)
+    size = places.stride[row][of]
+
+    def along(begin: I64) -> I64:
+        return np.where(begin[of] >= 0, begin[of] + expert * size, -1)
+
+    return pd.DataFrame(
+        {
+            "tensor": first["tensor"].to_numpy()[of],
+            "layer": layer[row][of].astype(np.int32),
+            "expert": expert.astype(np.int32),
+            "bytes": size,
+            "address": along(at["address"].to_numpy(np.int64)),
+            "file_offset": along(at["file_offset"].to_numpy(np.int64)),
+        }
+    )
+
+
+def expert_at(table: pd.DataFrame, address: I64) -> I64:
+    """Row of ``expert_weights`` whose bytes lie at each address, NOWHERE for none."""
+    begin = table["address"].to_numpy()
+    known = np.flatnonzero(begin >= 0)
+    if not len(known):
+        return np.full(len(address), NOWHERE, np.int64)
+    end = begin[known] + table["bytes"].to_numpy()[known]
+    return Ranges.of(begin[known], end, known).find(address)
