@@ -298,7 +298,7 @@ class TraceMetadata(JsonPart):
         return not self.plan.probes
 
     def to_json(self) -> JsonObject:
-        """The JSON object; without ``calibration``, ``memory``, ``experts`` where there are none."""
+        """The JSON object; without ``calibration``, ``memory``, ``experts`` if there are none."""
         out = super().to_json()
         optional = ("calibration", "memory", "experts")
         return {k: v for k, v in out.items() if k not in optional or v}

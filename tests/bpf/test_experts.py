@@ -1,0 +1,167 @@
+"""The router's choices, which the target makes by a rule, late, and writes over at once."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import REPO
+
+from profinfer.model.trace import Trace
+from profinfer.tracefile.schema import CNT_EXPERTS_UNREAD, Kind
+
+pytestmark = pytest.mark.bpf
+
+EXPERTS, USED, LAYERS, PROMPT = 24, 6, 3, 300
+MOE = ["--experts", f"{EXPERTS}:{USED}", "--layers", str(LAYERS), "--base-us", "2"]
+SHORT = [*MOE, "--prompt", "9", "--tokens", "6"]
+
+BUILDS = {
+    "shared": {},
+    "old-loop": {"defs": "-DFAKE_OLD_LOOP"},
+    "empties": {"defs": "-DFAKE_EMPTIES"},
+    "shifted-ops": {"defs": "-DFAKE_SHIFT_OPS"},
+}
+RUNS = {
+    "plain": SHORT,
+    "one-thread": [*SHORT, "--threads", "1"],
+    "three-threads": [*SHORT, "--threads", "3"],
+    "no-uid": [*SHORT, "--no-uid"],
+    "vary": [*SHORT, "--vary", "--generations", "2"],
+    "two-contexts": [*SHORT, "--contexts", "2"],
+    "slots": [*SHORT, "--slots", "3"],
+    "long-prompt": [*MOE, "--prompt", str(PROMPT), "--tokens", "2"],
+    # Rows that lie one behind the other, and 64 of the most that is read.
+    "all-used": [*MOE[2:], "--experts", "64:64", "--prompt", "50", "--tokens", "2"],
+    "one-used": [*MOE[2:], "--experts", "5:1", "--prompt", "50", "--tokens", "2"],
+}
+CASES = [(b, "plain") for b in BUILDS] + [("shared", r) for r in RUNS if r != "plain"]
+
+
+def record(run_profinfer, folder: Path, *more: str | Path) -> Trace:
+    path = folder / "t.pf"
+    result = run_profinfer("record", "-o", path, *more)
+    assert result.returncode == 0, result.stderr
+    return Trace.open(path)
+
+
+def with_calls(trace: Trace) -> pd.DataFrame:
+    """The table experts, with the number of the call in its context."""
+    calls = trace.calls
+    number = calls.groupby("ctx").cumcount().to_numpy()
+    call = trace.graphs["call_id"].to_numpy()[trace.experts["graph_id"].to_numpy()]
+    return trace.experts.assign(call_id=call, call=number[call])
+
+
+def chosen(table: pd.DataFrame, experts: int) -> np.ndarray:
+    """The target's rule: fake_choice of fake_ggml.h."""
+    call, layer, row, slot = (table[c].to_numpy() for c in ("call", "layer", "row", "slot"))
+    return (call * 7 + layer * 3 + row * 5 + slot) % experts
+
+
+@pytest.mark.parametrize(("build", "how"), CASES)
+def test_every_choice_is_the_targets(
+    tmp_path: Path, build_fake_ggml: Callable[..., Path], run_profinfer, build: str, how: str
+) -> None:
+    program = build_fake_ggml(**BUILDS[build])
+    trace = record(run_profinfer, tmp_path, "--", program, *RUNS[how])
+    assert {k: v for k, v in trace.losses.items() if v} == {}
+    assert trace.problems == [] and trace.graphs["complete"].all()
+    at = RUNS[how].index("--experts") + 1
+    experts, used = map(int, RUNS[how][at].split(":"))
+    table = with_calls(trace)
+    assert (table["expert"].to_numpy() == chosen(table, experts)).all()
+    # Every layer of every call has its rows: all tokens, and of a prompt's last layer one.
+    nodes = trace.nodes[(trace.nodes["op"] == "MUL_MAT_ID")]
+    per_def = nodes.groupby("def_id")["ne2"].sum() // 3
+    assert len(table) == used * int(trace.graphs["def_id"].map(per_def).sum())
+    assert not table.duplicated(["graph_id", "layer", "row", "slot"]).any()
+    assert (table.groupby(["graph_id", "layer", "row"])["slot"].max() == used - 1).all()
+
+
+def test_tokens_and_sequences_are_named(tmp_path: Path, fake_ggml: Path, run_profinfer) -> None:
+    trace = record(run_profinfer, tmp_path, "--", fake_ggml, *SHORT)
+    table = with_calls(trace)
+    first = table[table["layer"] < LAYERS - 1]
+    assert (first["token"] == first["row"]).all() and (first["token"] >= 0).all()
+    last = table[(table["layer"] == LAYERS - 1) & (table["call"] == 1)]
+    assert (last["token"] == -1).all() and set(last["row"]) == {0}
+
+
+def test_a_server_names_the_sequence_of_each_decoded_token(
+    tmp_path: Path, fake_ggml: Path, run_profinfer
+) -> None:
+    trace = record(run_profinfer, tmp_path, "--", fake_ggml, *SHORT, "--slots", "3")
+    table = with_calls(trace)
+    decoding = trace.calls[(trace.calls["phase"] == "decode") & (trace.calls["n_seqs"] == 3)]
+    assert len(decoding) > 2
+    mine = table[table["call_id"].isin(decoding["call_id"]) & (table["layer"] == 0)]
+    assert (mine["seq"] == mine["row"]).all()
+    mixed = trace.calls[trace.calls["phase"] == "mixed"]["call_id"]
+    assert len(mixed) and (table[table["call_id"].isin(mixed)]["seq"] == -1).all()
+
+
+def test_a_long_prompt_is_read_in_pieces(tmp_path: Path, fake_ggml: Path, run_profinfer) -> None:
+    trace = record(run_profinfer, tmp_path, "--", fake_ggml, *RUNS["long-prompt"])
+    heads = trace.reader.experts().heads
+    assert heads["n"].max() == 128 and trace.reader.counters[CNT_EXPERTS_UNREAD] == 0
+    whole = heads[heads["n_tokens"] == PROMPT]
+    assert sorted(whole["first"].tolist()) == sorted([0, 128, 256] * (LAYERS - 1))
+
+
+def test_not_wanted_and_not_there(tmp_path: Path, fake_ggml: Path, run_profinfer) -> None:
+    trace = record(run_profinfer, tmp_path, "--no-experts", "--", fake_ggml, *SHORT)
+    assert Kind.EXPERTS not in trace.reader.count_by_kind()
+    assert trace.meta.experts == {"recorded": False, "why": "--no-experts"}
+    assert trace.losses["lost_expert_rows"] == 0
+    trace = record(run_profinfer, tmp_path, "-f", "--level", "graph", "--", fake_ggml, *SHORT)
+    assert trace.meta.experts["recorded"] is False
+    assert "operators" in trace.meta.experts["why"]
+    dense = record(run_profinfer, tmp_path, "-f", "--", fake_ggml, "--tokens", "2")
+    assert dense.has_experts and not len(dense.experts) and dense.losses["lost_expert_rows"] == 0
+
+
+def test_a_full_ring_loses_no_choice_in_silence(
+    tmp_path: Path, fake_ggml: Path, run_profinfer
+) -> None:
+    """What the ring refused is counted, and the reader knows how many tokens it were."""
+    big = [*MOE[:2], "--layers", "40", "--base-us", "0", "--prompt", "500", "--tokens", "40"]
+    trace = record(run_profinfer, tmp_path, "--ring-size", "32K", "--", fake_ggml, *big)
+    heads = trace.reader.experts().heads
+    table = with_calls(trace)
+    assert (table["expert"].to_numpy() == chosen(table, EXPERTS)).all()
+    if trace.losses.get("lost_experts"):
+        assert trace.losses["lost_experts"] + len(heads) > len(heads)
+
+
+WITHOUT_SITE = """
+import sys
+from profinfer.cli import group, run
+from profinfer.probes import draft
+draft.loop_sites = lambda *args, **more: ([], "not looked for")
+sys.exit(run(group, sys.argv[1:]))
+"""
+
+
+def test_where_operators_are_told_by_begins(tmp_path: Path, fake_ggml: Path) -> None:
+    """No loop index there: the node is known by its address."""
+    script, path = tmp_path / "run.py", tmp_path / "t.pf"
+    script.write_text(WITHOUT_SITE)
+    command = [sys.executable, script, "record", "-o", path, "--", fake_ggml, *SHORT, "--no-ops"]
+    done = subprocess.run(
+        command, env={**os.environ, "PYTHONPATH": str(REPO)}, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    trace = Trace.open(path)
+    assert trace.meta.plan.ops.mode == "pair"
+    table = with_calls(trace)
+    assert (table["expert"].to_numpy() == chosen(table, EXPERTS)).all()
+    assert trace.losses["lost_expert_rows"] == 0
+    per_layer = USED * trace.calls["n_tokens"].sum()
+    assert (table[table["layer"] < LAYERS - 1].groupby("layer").size() == per_layer).all()
