@@ -35,7 +35,7 @@ struct pf_known_graph {
 BPF_HASH(known_graphs, u64, struct pf_known_graph, 4096);
 BPF_HASH(known_leafs, u64, u64, 4096); /* cgraph -> uid */
 
-/* address -> hash of what was last sent from there */
+/* address -> hash of what was last sent from there; of pieces of pointer arrays, see pf_piece_key */
 BPF_TABLE("lru_hash", u64, u64, seen, PF_MAX_TENSORS);
 
 BPF_PROG_ARRAY(steps, 1);
@@ -183,10 +183,17 @@ static __always_inline void pf_tensor_read(struct pf_walk *w, u64 addr, u32 at)
     pf_buffer_read(w);
 }
 
+/* A piece belongs to its graph: the reader lays it over what it knows of that cgraph, so it is sent
+ * again when the same cgraph had another array in between (views of a graph on the stack). */
+static __always_inline u64 pf_piece_key(struct pf_walk *w)
+{
+    return pf_mix(pf_mix(w->reading_leafs, w->cgraph), w->pos) | 1ull << 63; /* no address */
+}
+
 /* One piece of 64 pointers and the tensors behind them. */
 static __always_inline void pf_piece_read(struct pf_walk *w)
 {
-    u64 at = w->array + 8 * (u64)w->pos, h = w->cgraph;
+    u64 at = w->array + 8 * (u64)w->pos, key = pf_piece_key(w), h = w->cgraph;
     u64 left = (u64)w->count - w->pos;
     u32 i;
     if (left > PF_PTRS_PER_RECORD)
@@ -212,14 +219,14 @@ static __always_inline void pf_piece_read(struct pf_walk *w)
     left = *(volatile u32 *)&w->ptrs.n;
     if (left > PF_PTRS_PER_RECORD)
         return;
-    if (!pf_is_known(at, h)) {
+    if (!pf_is_known(key, h)) {
         pf_header(&w->ptrs.h, PF_PTRS, w->reading_leafs ? PF_PTRS_LEAFS : 0, w->t0);
         w->ptrs.cgraph = w->cgraph;
         w->ptrs.gen = w->gen;
         if (pf_emit(&w->ptrs, sizeof(w->ptrs), PF_PTRS)) {
             w->partial = 1;
         } else {
-            seen.update(&at, &h);
+            seen.update(&key, &h);
             w->changed = 1;
         }
     }
