@@ -21,7 +21,7 @@
 #define PF_RUNS_PER_RECORD 32
 #define PF_COMM_LEN 16
 #define PF_MAX_COUNTERS 6
-#define PF_MAX_EXPERTS_USED 64
+#define PF_MAX_EXPERTS_USED 1024 /* all of them, in a warm-up */
 
 enum pf_kind {
     PF_CALL_BEGIN = 1,   /* pf_call: llama_decode, llama_encode, llama_process entered   */

@@ -14,7 +14,7 @@ import pytest
 from conftest import REPO
 
 from profinfer.model.trace import Trace
-from profinfer.tracefile.schema import CNT_EXPERTS_UNREAD, Kind
+from profinfer.tracefile.schema import CNT_EXPERTS_UNREAD, CNT_LOST, CNT_SENT, Kind
 
 pytestmark = pytest.mark.bpf
 
@@ -37,8 +37,10 @@ RUNS = {
     "two-contexts": [*SHORT, "--contexts", "2"],
     "slots": [*SHORT, "--slots", "3"],
     "long-prompt": [*MOE, "--prompt", str(PROMPT), "--tokens", "2"],
-    # Rows that lie one behind the other, and 64 of the most that is read.
+    # Rows that lie one behind the other, and the most that is read, as in a warm-up.
     "all-used": [*MOE[2:], "--experts", "64:64", "--prompt", "50", "--tokens", "2"],
+    "all-of-many": [*MOE[2:], "--experts", "1024:1024", "--prompt", "5", "--tokens", "2"],
+    "most-of-many": [*MOE[2:], "--experts", "1024:700", "--prompt", "5", "--tokens", "2"],
     "one-used": [*MOE[2:], "--experts", "5:1", "--prompt", "50", "--tokens", "2"],
 }
 CASES = [(b, "plain") for b in BUILDS] + [("shared", r) for r in RUNS if r != "plain"]
@@ -131,13 +133,21 @@ def test_a_full_ring_loses_no_choice_in_silence(
     tmp_path: Path, fake_ggml: Path, run_profinfer
 ) -> None:
     """What the ring refused is counted, and the reader knows how many tokens it were."""
-    big = [*MOE[:2], "--layers", "40", "--base-us", "0", "--prompt", "500", "--tokens", "40"]
+    big = [*MOE[:2], "--layers", "40", "--base-us", "0", "--prompt", "500", "--tokens", "15"]
     trace = record(run_profinfer, tmp_path, "--ring-size", "32K", "--", fake_ggml, *big)
-    heads = trace.reader.experts().heads
-    table = with_calls(trace)
-    assert (table["expert"].to_numpy() == chosen(table, EXPERTS)).all()
-    if trace.losses.get("lost_experts"):
-        assert trace.losses["lost_experts"] + len(heads) > len(heads)
+    counters, heads = trace.reader.counters, trace.reader.experts().heads
+    lost = counters[CNT_LOST + Kind.EXPERTS]
+    assert lost > 0 and trace.losses["lost_experts"] == lost
+    assert counters[CNT_SENT + Kind.EXPERTS] == len(heads) > 0
+    # 500 rows are 4 records in each layer but the last one, any other call 1 in each layer.
+    calls = counters[CNT_SENT + Kind.CALL_BEGIN] + counters[CNT_LOST + Kind.CALL_BEGIN]
+    assert lost + len(heads) == 39 * 4 + 1 + (calls - 1) * 40
+    # What is there is right, whatever else is lost: one number explains each record.
+    left = trace.reader.experts().ids
+    for head in heads:
+        mine, left = np.split(left, [head["n"] * USED])
+        row, slot = np.divmod(np.arange(len(mine)), USED)
+        assert len(np.unique((mine - (head["first"] + row) * 5 - slot) % EXPERTS)) == 1
 
 
 WITHOUT_SITE = """
