@@ -6,7 +6,7 @@ or anything above.
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
@@ -91,8 +91,8 @@ def by_layer(trace: Trace, selection: Selection) -> Result:
         _LAYER,
         Column("tokens", "tokens", "count", "Tokens that it computed."),
         Column("experts", "experts", "count", "Experts to choose from.", detail=True),
-        Column("used", "seen", "count", "Experts that were chosen at all."),
-        Column("entropy", "entropy", "number", "-sum f log2 f of the choices, bits."),
+        Column("used", "seen", "count", "Experts that were chosen at all.", detail=True),
+        Column("entropy", "entropy", "number", "-sum f log2 f of choices, bits.", detail=True),
         Column("evenness", "even", "ratio", "Entropy / log2(experts); 100 %: all alike."),
         Column("busiest", "busiest", "number", "Most choices of an expert / mean choices."),
         Column("variation", "cv", "number", "Standard deviation / mean of choices.", detail=True),
@@ -104,7 +104,7 @@ def by_layer(trace: Trace, selection: Selection) -> Result:
         Column("again", "again", "ratio", "Part of accesses that the pass before needed, too."),
         Column("addressed", "a token", "bytes", "Weights of the experts needed / tokens."),
         Column("op_ns", "time", "ns", "Of its operators with experts / tokens."),
-        *(_FAULTS if trace.has_faults else ()),
+        *((_FAULTS[0], replace(_FAULTS[1], detail=True)) if trace.has_faults else ()),
     )  # fmt: skip
     frame = pd.DataFrame(rows, columns=[c.name for c in columns])
     return _result("experts_by_layer", "Experts by layer", trace, selection, columns, frame)
