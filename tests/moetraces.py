@@ -26,10 +26,17 @@ class MoeRun:
     ) -> None:  # fmt: skip
         self.layers, self.experts, self.used, self.base = layers, experts, used, base
         said = {"recorded": True} if recorded else {"recorded": False, "why": "--no-experts"}
-        self.builder = TraceBuilder(experts=said, memory={"recorded": True}, **changes)
+        self.stride = 64 * 32 // 32 * 20  # q4_1
+        path, size = "/models/moe.gguf", 2 * layers * experts * self.stride
+        memory = {
+            "recorded": True,
+            "reads": {"recorded": True},
+            "mappings": [[base, base + size, 0, path]],
+            "files": [{"path": path, "dev": [254, 0], "ino": 99, "size": size}],
+        }
+        self.builder = TraceBuilder(experts=said, memory=memory, **changes)
         self.builder.thread(77, 900_000_000, "llama")
         self.graphs: list[GraphTruth] = []
-        self.stride = 64 * 32 // 32 * 20  # q4_1
         self._ts = 1_000_000_000
         self._position = 0
         self._shapes: dict[tuple[int, ...], Graph] = {}
@@ -77,8 +84,9 @@ class MoeRun:
         return self._shapes[key]
 
     def decode(
-        self, choices: Choices, *, slow_ns: int = 0, leave_out: Sequence[int] = (), piece: int = 99
-    ) -> None:
+        self, choices: Choices, *, slow_ns: int = 0, leave_out: Sequence[int] = (), piece: int = 99,
+        read: int = 0,
+    ) -> None:  # fmt: skip
         """One call of as many tokens as the first layer has choices.
 
         Args:
@@ -87,6 +95,7 @@ class MoeRun:
                 thread has a major fault on its weights then.
             leave_out: layers whose ids are not recorded.
             piece: tokens of a record.
+            read: bytes of the first layer's weights that a disk reads meanwhile.
         """
         builder, number = self.builder, len(self.graphs)
         graph = self.graph([len(layer) for layer in choices])
@@ -119,6 +128,8 @@ class MoeRun:
                 builder.fault(77, ends[node + 1].begin_ns + 10, self.address(at, 0, expert) + 99,
                               ns=slow_ns // 2, major=True)  # fmt: skip
             self._last |= {(at, e): number for row in layer for e in row}
+        if read:
+            builder.read(77, truth.begin_ns + 600, 0, read)
         builder.call_end(77, truth.end_ns + 300)
         self._ts = truth.end_ns + 20_000
         self._position += n

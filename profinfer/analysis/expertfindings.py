@@ -12,6 +12,7 @@ from profinfer.analysis.expertcosts import passes, sizes
 from profinfer.analysis.expertreuse import cache_for, correlation
 from profinfer.analysis.expertuse import spread
 from profinfer.analysis.finding import Finding
+from profinfer.model.memory import read_by_tensor
 from profinfer.model.selection import Selection
 from profinfer.model.trace import Trace
 from profinfer.units import format_bytes, format_ns, format_percent
@@ -24,13 +25,16 @@ SLOWER = 1.5
 CORRELATED = 0.3
 LEAST_PASSES = 20
 KEPT = 0.9
+# Bytes of experts that disks read / bytes of experts needed.
+OVER = 2.0
 
 
 def findings(trace: Trace, selection: Selection) -> list[Finding]:
     """Everything that is worth a line."""
     if not len(trace.experts):
         return []
-    return [f for f in (_skewed(trace, selection), _reloaded(trace)) if f is not None]
+    found = (_skewed(trace, selection), _reloaded(trace), _too_much_read(trace))
+    return [f for f in found if f is not None]
 
 
 def _skewed(trace: Trace, selection: Selection) -> Finding | None:
@@ -62,7 +66,8 @@ def _reloaded(trace: Trace) -> Finding | None:
     found = correlation(done)
     if found is None or found[0] < CORRELATED or min(len(near), len(far)) < LEAST_PASSES:
         return None
-    fast, slow = float(near["op_ns"].mean()), float(far["op_ns"].mean())
+    # The middle ones: a thread that lost its CPU says nothing of experts.
+    fast, slow = float(near["op_ns"].median()), float(far["op_ns"].median())
     if slow < SLOWER * fast:
         return None
     text = (
@@ -84,3 +89,28 @@ def _reloaded(trace: Trace) -> Finding | None:
             f"{KEPT:.0%} of repeated uses"
         )
     return Finding("experts_reloaded", None, text)
+
+
+def _too_much_read(trace: Trace) -> Finding | None:
+    """Reading ahead brings experts that nobody wants, and pushes out those that will be."""
+    selection = trace.select(phase="decode")
+    reads, weights = trace.reads, trace.expert_weights
+    if not len(reads) or not selection.n_tokens:
+        return None
+    parts = read_by_tensor(reads, trace.residents)
+    graph = reads["graph_id"].to_numpy()[parts["read"].to_numpy()]
+    mine = (graph >= 0) & np.r_[selection.graphs, False][graph]
+    mine &= parts["tensor"].isin(weights["tensor"].unique()).to_numpy()
+    read = int(parts["bytes"].to_numpy()[mine].sum())
+    done = passes(trace, selection)
+    needed = int((sizes(trace).bytes_of(done["layer"].to_numpy()) * done["experts"]).sum())
+    if not needed or read < OVER * needed:
+        return None
+    tokens = selection.n_tokens
+    text = (
+        f"disks read {read / needed:.1f} times the experts that were needed: "
+        f"{format_bytes(read / tokens)} a token for {format_bytes(needed / tokens)}, although some "
+        "were in memory: reading ahead brings neighbours that nobody wants and pushes out others; "
+        "try a smaller read_ahead_kb of the disk, or more memory"
+    )
+    return Finding("experts_overread", None, text)

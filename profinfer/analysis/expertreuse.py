@@ -24,7 +24,7 @@ _CACHES = 12  # sizes when a person reads it
 def by_reuse(trace: Trace, selection: Selection) -> Result:
     """One row for each range of reuse distances: the time of the operators with experts."""
     done = passes(trace, selection)
-    group = group_of(done["gap"])
+    group = group_of(done)
     rows = []
     for label in [*dict.fromkeys(_label(i) for i in range(len(GROUPS) + 1)), _FIRST]:
         mine = done[(group == label).to_numpy()]
@@ -39,7 +39,9 @@ def by_reuse(trace: Trace, selection: Selection) -> Result:
     names = ["group", "passes", "share", "mean_ns", "p50_ns", "p90_ns", "majors", "majors_each",
              "held_each"]  # fmt: skip
     columns: tuple[Column, ...] = (
-        Column("group", "reuse", "text", "Passes since a pass' experts were needed; their mean."),
+        Column(
+            "group", "reuse", "text", "Passes since its experts were needed before; their mean."
+        ),
         Column("passes", "passes", "count", "Passes of a layer."),
         Column("share", "share", "ratio", "Part of all.", bar=True),
         Column("mean_ns", "mean", "ns", "Time of its operators with experts, a pass.", like="op"),
@@ -66,11 +68,12 @@ def by_reuse(trace: Trace, selection: Selection) -> Result:
 _FIRST = "first use"
 
 
-def group_of(gap: pd.Series) -> pd.Series:
-    """The name of each mean distance's range."""
-    at = np.searchsorted(GROUPS, gap.to_numpy(), side="left")
+def group_of(done: pd.DataFrame) -> pd.Series:
+    """The name of each pass' range; those with an expert that was never needed before apart."""
+    at = np.searchsorted(GROUPS, done["gap"].to_numpy(), side="left")
     label = np.array([_label(i) for i in range(len(GROUPS) + 1)], object)
-    return pd.Series(np.where(gap.isna(), _FIRST, label[np.minimum(at, len(GROUPS))]), gap.index)
+    name = np.where(done["first"] > 0, _FIRST, label[np.minimum(at, len(GROUPS))])
+    return pd.Series(name, done.index)
 
 
 def _label(i: int) -> str:

@@ -178,6 +178,20 @@ def test_what_is_worth_a_line(tmp_path: Path) -> None:
     assert expertfindings.findings(fair, fair.select()) == []
 
 
+@pytest.mark.parametrize(("times", "said"), [(1.5, False), (9, True)])
+def test_reading_far_more_than_was_needed(tmp_path: Path, times: float, said: bool) -> None:
+    made = MoeRun(layers=2, experts=32, used=2)
+    needed = 2 * 2 * 2 * made.stride  # two experts of two tensors in two layers
+    for number in range(8):
+        made.decode([[[4 * number, 1]], [[2, 4 * number + 1]]], read=int(times * needed))
+    trace = Trace.open(made.builder.write(tmp_path / "t.pf"))
+    found = [f for f in expertfindings.findings(trace, trace.select())
+             if f.name == "experts_overread"]  # fmt: skip
+    assert bool(found) is said
+    if said:
+        assert "disks read 9.0 times the experts that were needed" in found[0].text
+
+
 def test_one_layer_only(tmp_path: Path) -> None:
     trace = skewed(tmp_path)
     one = trace.select(phase="decode", layer=(1, 2))
