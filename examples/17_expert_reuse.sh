@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# A generated mixture of experts of 196 MiB in a cgroup of 150 MiB: experts that were not needed for
+# A generated mixture of experts of 205 MB in a cgroup of 185 MiB: experts that were not needed for
 # long are no longer in memory, and the tokens that need them are slow.
 . "$(dirname "$0")/paths.sh"
 
@@ -8,7 +8,7 @@ ROOT=/sys/fs/cgroup/memory FILE=memory.limit_in_bytes # cgroup version 1
 if [ ! -d $ROOT ]; then ROOT=/sys/fs/cgroup FILE=memory.max; fi
 GROUP=$ROOT/profinfer-experts
 mkdir -p $GROUP
-echo 150M >$GROUP/$FILE
+echo 185M >$GROUP/$FILE
 sync models/moe-64.gguf
 dd of=models/moe-64.gguf oflag=nocache conv=notrunc,fdatasync count=0 status=none
 
@@ -16,7 +16,7 @@ dd of=models/moe-64.gguf oflag=nocache conv=notrunc,fdatasync count=0 status=non
 printf '#!/bin/sh\necho $$ >%s/cgroup.procs\nexec "$@"\n' $GROUP >in-the-group.sh
 chmod +x in-the-group.sh
 say profinfer record --force -o experts.pf -- /bin/sh in-the-group.sh $LLAMA/llama-completion \
-    -m models/moe-64.gguf -t 2 -n 200 -c 512 -p "hello world" -no-cnv --temp 1 --seed 3 \
+    -m models/moe-64.gguf -t 2 -n 120 -c 512 -p "hello world" -no-cnv --temp 1 --seed 3 \
     --ignore-eos -lv 1 >/dev/null
 echo
 say profinfer report experts.pf --experts --phase decode
