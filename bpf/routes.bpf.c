@@ -69,7 +69,7 @@ static __always_inline void pf_route_note(struct pf_routes *r, u8 *raw, u64 tens
     if (!(*(u32 *)&raw[PF_TENSOR_FLAGS] & PF_FLAG_COMPUTE))
         return;
 #endif
-    u64 ids = *(u64 *)&raw[PF_TENSOR_SRC + 8 * 2];
+    u64 ids = *(u64 *)&raw[PF_TENSOR_IDS];
     u32 n = r->n, at = pf_place(tensor, node);
     struct pf_route *same = &r->route[(n - 1) & (PF_MAX_ROUTES - 1)];
     if (n && same->ids == ids) {

@@ -15,7 +15,7 @@ from profinfer.capture.only import EVERYTHING, Only
 from profinfer.capture.steps import Steps
 from profinfer.capture.uprobes import AttachPoint
 from profinfer.errors import EnvironmentProblem
-from profinfer.probes.experts import EXPERTS_OP, ids_type, no_experts
+from profinfer.probes.experts import EXPERTS_OP, IDS_SOURCE, ids_type, no_experts
 from profinfer.probes.operator_site import Location
 from profinfer.probes.plan import Probe, ProbePlan
 
@@ -179,8 +179,9 @@ def _routing(plan: ProbePlan) -> dict[str, int]:
         "PF_MUL_MAT_ID": plan.facts.ops.index(EXPERTS_OP),
         "PF_TYPE_I32": ids_type(plan.facts) or 0,
         "PF_OPS_BIAS": plan.ops.bias,
+        "PF_TENSOR_IDS": layout.tensor["src"] + 8 * IDS_SOURCE,
     }
-    fields = ("type", "ne", "nb", "op", "flags", "src", "data")
+    fields = ("type", "ne", "nb", "op", "flags", "data")
     values |= {f"PF_TENSOR_{name.upper()}": layout.tensor[name] for name in fields}
     if "compute" in layout.flags:
         values["PF_FLAG_COMPUTE"] = layout.flags["compute"]

@@ -10,6 +10,7 @@ from profinfer.probes.engine_facts import EngineFacts
 from profinfer.probes.parts import ProbePlan
 
 EXPERTS_OP = "MUL_MAT_ID"
+IDS_SOURCE = 2
 _IDS_TYPE = "i32"
 _FIELDS = ("type", "ne", "nb", "op", "flags", "src", "data")
 

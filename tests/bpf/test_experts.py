@@ -129,6 +129,37 @@ def test_not_wanted_and_not_there(tmp_path: Path, fake_ggml: Path, run_profinfer
     assert dense.has_experts and not len(dense.experts) and dense.losses["lost_expert_rows"] == 0
 
 
+@pytest.mark.parametrize("how", [["--tokens", "2:5"], ["--every", "3"], ["--max-overhead", "0.1%"]])
+def test_ids_where_operators_are_wanted(
+    tmp_path: Path, fake_ggml: Path, run_profinfer, how: list[str]
+) -> None:
+    """What is not recorded by intention is no loss; what is, is right."""
+    command = [*MOE[:4], "--prompt", "9", "--tokens", "400", "--base-us", "2"]
+    trace = record(run_profinfer, tmp_path, *how, "--", fake_ggml, *command)
+    assert trace.losses["lost_expert_rows"] == 0
+    table = with_calls(trace)
+    assert len(table) and (table["expert"].to_numpy() == chosen(table, EXPERTS)).all()
+    assert set(table["graph_id"]) <= set(trace.graphs.index[trace.graphs["wanted"]])
+    assert table["graph_id"].nunique() < len(trace.graphs)
+
+
+def test_ids_of_a_process_that_runs_already(tmp_path: Path, fake_ggml: Path, run_profinfer) -> None:
+    command = [*MOE[:4], "--prompt", "9", "--tokens", "100000", "--base-us", "2", "--seconds", "20"]
+    target = subprocess.Popen([fake_ggml, *command, "--no-ops"], stdout=subprocess.DEVNULL)
+    try:
+        trace = record(
+            run_profinfer, tmp_path, "--pid", str(target.pid), "--duration", "1s"
+        )  # fmt: skip
+    finally:
+        target.kill()
+        target.wait()
+    assert trace.excerpt and trace.losses["lost_expert_rows"] == 0
+    table = trace.experts
+    rest = table["expert"] - table["layer"] * 3 - table["row"] * 5 - table["slot"]
+    assert (rest % EXPERTS).groupby(table["graph_id"]).nunique().max() == 1
+    assert table["graph_id"].nunique() > 0.9 * len(trace.graphs) > 20
+
+
 def test_a_full_ring_loses_no_choice_in_silence(
     tmp_path: Path, fake_ggml: Path, run_profinfer
 ) -> None:
