@@ -32,7 +32,12 @@ class EmptyTrace(ProfinferError):
 
 @click.command(short_help="Print what a trace says.")
 @options.trace_argument
-@click.option("--by", type=click.Choice(VIEWS), help="One view instead of the whole report.")
+@click.option(
+    "--by",
+    type=click.Choice(VIEWS),
+    metavar="VIEW",
+    help=f"One view instead of the whole report: {', '.join(VIEWS)}.",
+)
 @options.phase_option
 @options.tokens_option
 @options.op_option

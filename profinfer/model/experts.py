@@ -106,6 +106,7 @@ def build(
     sequences: pd.DataFrame,
     *,
     recorded: bool,
+    wanted: npt.NDArray[np.bool_] | None = None,
 ) -> Routing:
     """The table ``experts``.
 
@@ -117,6 +118,7 @@ def build(
         calls: table of the trace.
         sequences: table of the trace.
         recorded: the recorder read ids; else none are missing.
+        wanted: nodes that records were left of, None for all.
     """
     heads = records.heads
     graph = parents(
@@ -143,7 +145,7 @@ def build(
     lost = wrong_rows
     if recorded:
         due = graphs["complete"] & graphs["sampled"] & (graphs["def_id"] >= 0)
-        lost += _missing(table, places, graphs["def_id"].to_numpy(), due.to_numpy(bool))
+        lost += _missing(table, places, graphs["def_id"].to_numpy(), due.to_numpy(bool), wanted)
     return Routing(table, lost, int(heads["ns"].sum()), int((heads["first"] == 0).sum()))
 
 
@@ -170,9 +172,20 @@ def _rows(records: ExpertRecords, chosen: I64, graph: I32, at: I64, places: Plac
     )
 
 
-def _missing(table: pd.DataFrame, places: Places, def_id: I32, due: npt.NDArray[np.bool_]) -> int:
-    """Rows that whole graphs must have had, and that are not there."""
+def _missing(
+    table: pd.DataFrame,
+    places: Places,
+    def_id: I32,
+    due: npt.NDArray[np.bool_],
+    wanted: npt.NDArray[np.bool_] | None,
+) -> int:
+    """Rows that whole graphs must have had, and that are not there.
+
+    Ids are read at the first node of a place that a record is left of.
+    """
     first = places.node == places.place
+    if wanted is not None:
+        first &= np.isin(places.place, places.place[wanted[places.node]])
     per_def = np.zeros(int(def_id.max(initial=0)) + 1, np.int64)
     np.add.at(per_def, places.def_id[first], places.rows[first])
     want = np.where(def_id >= 0, per_def[np.maximum(def_id, 0)], 0)

@@ -274,7 +274,7 @@ class Trace:
         """``experts``, and what is missing of it."""
         return moe.build(
             self.reader.experts(), self.expert_places, self._nodes, self.graphs, self.calls,
-            self.sequences, recorded=self.has_experts,
+            self.sequences, recorded=self.has_experts, wanted=self._wanted_nodes,
         )  # fmt: skip
 
     @cached_property
@@ -461,8 +461,12 @@ class Trace:
         self.__dict__["_records"] = replace(self._records, op_dt=none, op_what=none)
         collected = collect(events, passes, def_id, index, self.meta.plan.ops)
         del events
-        wanted = wanted_nodes(self.nodes, self.narrowed) if self.narrowed.by_node else None
-        return build_operators(collected, passes, def_id, wanted)
+        return build_operators(collected, passes, def_id, self._wanted_nodes)
+
+    @property
+    def _wanted_nodes(self) -> npt.NDArray[np.bool_] | None:
+        """Nodes that records were left of, None for all."""
+        return wanted_nodes(self.nodes, self.narrowed) if self.narrowed.by_node else None
 
     @cached_property
     def _ops_lost(self) -> bool:

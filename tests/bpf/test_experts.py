@@ -143,6 +143,22 @@ def test_ids_where_operators_are_wanted(
     assert table["graph_id"].nunique() < len(trace.graphs)
 
 
+@pytest.mark.parametrize(
+    ("how", "layers"),
+    [(["--layers", "1"], {1}), (["--ops", "MUL_MAT_ID"], {0, 1, 2}), (["--ops", "MUL_MAT"], set()),
+     (["--threads", "main"], {0, 1, 2}), (["--ops", "MUL_MAT_ID", "--layers", "0:2"], {0, 1})],
+)  # fmt: skip
+def test_ids_of_operators_that_are_wanted(
+    tmp_path: Path, fake_ggml: Path, run_profinfer, how: list[str], layers: set[int]
+) -> None:
+    trace = record(run_profinfer, tmp_path, *how, "--", fake_ggml, *SHORT)
+    assert trace.losses["lost_expert_rows"] == 0
+    table = with_calls(trace)
+    assert (table["expert"].to_numpy() == chosen(table, EXPERTS)).all()
+    assert set(table["layer"]) == layers
+    assert table.groupby("layer")["graph_id"].nunique().eq(len(trace.graphs)).all()
+
+
 def test_ids_of_a_process_that_runs_already(tmp_path: Path, fake_ggml: Path, run_profinfer) -> None:
     command = [*MOE[:4], "--prompt", "9", "--tokens", "100000", "--base-us", "2", "--seconds", "20"]
     target = subprocess.Popen([fake_ggml, *command, "--no-ops"], stdout=subprocess.DEVNULL)
