@@ -14,6 +14,7 @@ import pandas as pd
 
 from profinfer.model.decode import int64
 from profinfer.model.definitions import Definitions
+from profinfer.model.experttokens import name_tokens
 from profinfer.model.nodes import NodeTables
 from profinfer.model.residents import NOWHERE, Ranges, Residents
 from profinfer.model.spans import parents
@@ -141,7 +142,7 @@ def build(
     wrong_rows = len(table.loc[wrong, ["graph_id", "node_id", "row"]].drop_duplicates())
     table = table[~wrong.to_numpy()].reset_index(drop=True)
     table.insert(2, "layer", tables.nodes["layer"].to_numpy()[table["node_id"].to_numpy()])
-    _name_tokens(table, calls, sequences, graphs)
+    name_tokens(table, calls, sequences, graphs)
     lost = wrong_rows
     if recorded:
         due = graphs["complete"] & graphs["sampled"] & (graphs["def_id"] >= 0)
@@ -192,63 +193,6 @@ def _missing(
     have = np.zeros(len(def_id), np.int64)
     np.add.at(have, table["graph_id"].to_numpy()[table["slot"].to_numpy() == 0], 1)
     return int(np.maximum(want - have, 0)[due].sum())
-
-
-def _name_tokens(
-    table: pd.DataFrame, calls: pd.DataFrame, sequences: pd.DataFrame, graphs: pd.DataFrame
-) -> None:
-    """Add ``token`` and ``seq``: which token of its call's batch a row is, and whose.
-
-    A batch of one sequence keeps its order, however the engine cuts it; of several sequences it
-    does where each has one token and all are computed together (llama-batch.cpp: split_simple,
-    split_equal). The last layer of a prompt computes the wanted tokens only, which are not named.
-    """
-    graph = table["graph_id"].to_numpy()
-    ids, start = np.unique(graph, return_index=True)
-    call = graphs["call_id"].to_numpy()[ids]
-    token = np.full(len(table), -1, np.int32)
-    seq = np.full(len(table), -1, np.int32)
-    if len(ids):
-        layer, row = table["layer"].to_numpy(), table["row"].to_numpy()
-        stop = np.r_[start[1:], len(table)]
-        tokens = np.maximum.reduceat(row, start) + 1
-        # Parts of one pass through the layers are several graphs where there are several backends.
-        begins = np.r_[True, (call[1:] != call[:-1]) | (layer[start[1:]] <= layer[stop[:-1] - 1])]
-        wave = np.cumsum(begins) - 1
-        first = np.flatnonzero(begins)
-        size = np.maximum.reduceat(tokens, first)
-        before = np.cumsum(size) - size
-        opens = np.r_[True, call[first][1:] != call[first][:-1]]
-        before -= before[np.maximum.accumulate(np.where(opens, np.arange(len(first)), 0))]
-        of_row = np.repeat(np.arange(len(ids)), stop - start)
-
-        owner = sequences["call_id"].to_numpy()
-        seqs = np.bincount(owner, minlength=len(calls) + 1)
-        at = np.cumsum(seqs) - seqs
-        single = np.ones(len(calls) + 1, bool)
-        np.logical_and.at(single, owner, sequences["n_tokens"].to_numpy() == 1)
-        every = np.r_[sequences["seq"].to_numpy(), -1]
-        mine = np.where(call >= 0, call, len(calls))[of_row]
-        alone = (seqs[mine] == 1) & (every[np.minimum(at[mine], len(every) - 1)] >= 0)
-        whole = size[wave[of_row]]
-        rows_here = _rows_of_place(table)
-        apart = (seqs[mine] > 1) & single[mine] & (whole == seqs[mine])
-        full = rows_here == whole
-        token = np.where(alone & full, before[wave[of_row]] + row, token)
-        token = np.where(apart & full, row, token).astype(np.int32)
-        seq = np.where(alone, every[np.minimum(at[mine], len(every) - 1)], seq)
-        theirs = np.minimum(at[mine] + row, len(every) - 1)
-        seq = np.where(apart & full, every[theirs], seq).astype(np.int32)
-    table.insert(4, "token", token)
-    table.insert(5, "seq", seq)
-
-
-def _rows_of_place(table: pd.DataFrame) -> I64:
-    """Rows that the same node computed in the same graph, for each row of the table."""
-    graph, node = table["graph_id"].to_numpy(), table["node_id"].to_numpy()
-    start = np.flatnonzero(np.r_[True, (graph[1:] != graph[:-1]) | (node[1:] != node[:-1])])
-    most = np.maximum.reduceat(table["row"].to_numpy(), start) + 1
-    return np.repeat(most.astype(np.int64), np.diff(np.r_[start, len(table)]))
 
 
 def weights(places: Places, nodes: pd.DataFrame, residents: Residents) -> pd.DataFrame:

@@ -131,6 +131,31 @@ def test_weights_read_in_a_prompt_are_those_of_distinct_experts(tmp_path: Path) 
     assert work.at_most[place + PER_LAYER] == 0
 
 
+def test_a_batch_in_pieces_beside_another_context(tmp_path: Path) -> None:
+    """Two calls of two graphs each, on two threads, in turn."""
+    made = MoeRun(layers=2, experts=8, used=2)
+    b, begin = made.builder, 2_000_000_000
+    b.call_begin(77, begin, n_tokens=5, pos_first=0, pos_last=4, seq=0, ctx=0xC0)
+    b.call_begin(78, begin + 1, n_tokens=6, pos_first=0, pos_last=5, seq=3, ctx=0xC1)
+    pieces = {77: iter([3, 2]), 78: iter([4, 2])}
+    end = begin
+    for tid in (77, 78, 77, 78):
+        n = next(pieces[tid])
+        graph = made.graph([n, n])
+        truth = b.run_graph(graph, begin=end + 500, tids=(tid,))
+        end = truth.end_ns
+        done = {op.node: op.end_ns for op in truth.ops}
+        for layer in range(2):
+            node = 1 + PER_LAYER * layer + PLACE
+            b.experts(tid, done[node], [[0, 1]] * n, node=node, cgraph=graph.cgraph)
+    b.call_end(77, end + 10)
+    b.call_end(78, end + 20)
+    table = run(tmp_path, made).experts
+    table = table[(table["slot"] == 0) & (table["layer"] == 1)]
+    assert table["token"].tolist() == [0, 1, 2, 0, 1, 2, 3, 3, 4, 4, 5]
+    assert table["seq"].tolist() == [0] * 3 + [3] * 4 + [0] * 2 + [3] * 2
+
+
 def test_two_sequences_decode_together(tmp_path: Path) -> None:
     made = MoeRun(layers=2, experts=8, used=2)
     graph = made.graph([2, 2])
