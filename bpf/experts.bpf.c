@@ -4,43 +4,69 @@
  * second, so that their own programs stay as small as they were.
  */
 
-/* The definition is read: look at the ids that it takes, from the last to the first, so that each
- * knows the next. Tail-calls itself, PF_ROUTES_PER_STEP a time. */
+/* Nodes that take the same ids: remember where these can be read. */
+static __always_inline void pf_route_found(struct pf_walk *w)
+{
+    struct pf_routes *r = &w->routes;
+    struct pf_routed_key key = {};
+    struct pf_routed to = {};
+    u64 ne[4] = {}, nb[2] = {};
+    u64 bad = pf_read_user(ne, sizeof(ne), (void *)(r->ids + PF_TENSOR_NE)) |
+              pf_read_user(nb, sizeof(nb), (void *)(r->ids + PF_TENSOR_NB)) |
+              (pf_user_u32(r->ids + PF_TENSOR_TYPE) ^ PF_TYPE_I32) | (nb[0] ^ 4) | (ne[2] ^ 1) |
+              (ne[3] ^ 1) | ne[1] >> 31 | (ne[0] - 1) / PF_MAX_EXPERTS_USED;
+    if (bad) {
+        pf_count(PF_CNT_UNREADABLE, 1);
+        return;
+    }
+    key.cgraph = w->cgraph;
+    key.at = r->at;
+    to.ids = r->ids;
+    to.stride = nb[1];
+    to.last = r->last;
+    to.node = r->node;
+    to.used = ne[0];
+    to.rows = ne[1];
+    to.next = r->first;
+    if (!routed.update(&key, &to))
+        r->first = r->at;
+}
+
+/* The definition is read: look at the nodes that take ids, from the last to the first, so that each
+ * place knows the next. Tail-calls itself, PF_ROUTES_PER_STEP nodes a time. */
 int pf_route_step(struct pt_regs *ctx)
 {
     u32 tid = (u32)bpf_get_current_pid_tgid();
     struct pf_walk *w = walks.lookup(&tid);
     if (!w)
         return 0;
+    struct pf_routes *r = &w->routes;
+    if (r->n > PF_MAX_ROUTES) {
+        pf_count(PF_CNT_UNREADABLE, r->n - PF_MAX_ROUTES);
+        r->n = PF_MAX_ROUTES;
+    }
     for (u32 i = 0; i < PF_ROUTES_PER_STEP; i++) {
-        u32 n = w->routes.n;
+        u32 n = *(volatile u32 *)&r->n;
+        struct pf_route *node = &r->route[(n - 1) & (PF_MAX_ROUTES - 1)];
+        u64 ids = n ? pf_user_u64(node->tensor + PF_TENSOR_IDS) : 0;
+        u32 at = pf_place(node->tensor, node->node);
+        r->n = n ? n - 1 : 0;
+#ifdef PF_FLAG_COMPUTE
+        if (n && !(pf_user_u32(node->tensor + PF_TENSOR_FLAGS) & PF_FLAG_COMPUTE))
+            continue;
+#endif
+        if (ids != r->ids) {
+            if (r->ids)
+                pf_route_found(w);
+            r->ids = ids;
+            r->last = at;
+        }
+        r->at = at;
+        r->node = node->node;
         if (!n) {
             pf_walk_done(w);
             return 0;
         }
-        w->routes.n = n - 1;
-        struct pf_route *r = &w->routes.route[(n - 1) & (PF_MAX_ROUTES - 1)];
-        u64 ne[4] = {}, nb[2] = {};
-        if (pf_read_user(ne, sizeof(ne), (void *)(r->ids + PF_TENSOR_NE)) ||
-            pf_read_user(nb, sizeof(nb), (void *)(r->ids + PF_TENSOR_NB)) ||
-            pf_user_u32(r->ids + PF_TENSOR_TYPE) != PF_TYPE_I32 || nb[0] != 4 || ne[0] == 0 ||
-            ne[0] > PF_MAX_EXPERTS_USED || ne[1] >> 31 || ne[2] != 1 || ne[3] != 1) {
-            pf_count(PF_CNT_UNREADABLE, 1);
-            continue;
-        }
-        struct pf_routed_key key = {};
-        struct pf_routed to = {};
-        key.cgraph = w->cgraph;
-        key.at = r->at;
-        to.ids = r->ids;
-        to.stride = nb[1];
-        to.last = r->last;
-        to.node = r->node;
-        to.used = ne[0];
-        to.rows = ne[1];
-        to.next = w->routes.first;
-        if (!routed.update(&key, &to))
-            w->routes.first = r->at;
     }
     route_steps.call(ctx, 0);
     return 0;

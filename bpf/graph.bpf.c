@@ -162,8 +162,7 @@ static __always_inline void pf_tensor_read(struct pf_walk *w, u64 addr, u32 at)
         pf_filter_node(w, at);
 #endif
 #ifdef PF_MUL_MAT_ID
-    if (!w->reading_leafs)
-        pf_route_note(&w->routes, w->tensor.raw, addr, at);
+    pf_route_note(&w->routes, w->tensor.raw, addr, at); /* leafs compute nothing */
 #endif
     u64 *words = (u64 *)w->tensor.raw;
 #pragma unroll
@@ -310,7 +309,7 @@ static __always_inline struct pf_walk *pf_walk_new(u32 probe, u64 cgraph)
     w->changed = w->partial = w->reading_leafs = w->n_threads = w->sends_graph = 0;
     w->pos = 0;
 #ifdef PF_MUL_MAT_ID
-    w->routes.n = w->reading.left = 0;
+    w->routes.n = w->routes.ids = w->reading.left = 0;
     w->routes.first = PF_NEVER;
 #endif
     return w;

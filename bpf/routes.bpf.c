@@ -8,19 +8,20 @@
  * it pay one comparison, with a number in a cache line that they write to anyway.
  */
 
-#define PF_MAX_ROUTES 256
+#define PF_MAX_ROUTES 512 /* a power of two */
 #define PF_ROUTES_PER_STEP 16
 
-/* Consecutive MUL_MAT_ID nodes of a graph that take the same ids. */
+/* Nodes of a graph that take ids, as the walk met them; then what consecutive ones share. */
 struct pf_route {
-    u64 ids;             /* the tensor */
-    u32 at, last;        /* as pf_slot.ids_at: of the first such node, of the last one */
-    u32 node;            /* index of the first one */
-    u32 pad;
+    u64 tensor;
+    u32 node, pad;
 };
-
 struct pf_routes {
-    u32 n, first; /* first: `at` of the first one, or PF_NEVER */
+    u32 n;
+    u32 first;           /* where ids are to be read first, as pf_slot.ids_at; or PF_NEVER */
+    u64 ids;             /* of the nodes that are looked at, 0: none */
+    u32 at, last, node;  /* of these: place of the first and the last, index of the first */
+    u32 pad;
     struct pf_route route[PF_MAX_ROUTES];
 };
 
@@ -60,31 +61,15 @@ static __always_inline u32 pf_place(u64 tensor, u32 node)
 #endif
 }
 
-/* A node was read: does it take ids? */
+/* A node was read: does it take ids? Without a branch, of which the verifier would follow both ways for
+ * each node of a piece. */
 static __always_inline void pf_route_note(struct pf_routes *r, u8 *raw, u64 tensor, u32 node)
 {
-    if (*(u32 *)&raw[PF_TENSOR_OP] != PF_MUL_MAT_ID)
-        return;
-#ifdef PF_FLAG_COMPUTE
-    if (!(*(u32 *)&raw[PF_TENSOR_FLAGS] & PF_FLAG_COMPUTE))
-        return;
-#endif
-    u64 ids = *(u64 *)&raw[PF_TENSOR_IDS];
-    u32 n = r->n, at = pf_place(tensor, node);
-    struct pf_route *same = &r->route[(n - 1) & (PF_MAX_ROUTES - 1)];
-    if (n && same->ids == ids) {
-        same->last = at;
-        return;
-    }
-    if (n >= PF_MAX_ROUTES) {
-        pf_count(PF_CNT_UNREADABLE, 1);
-        return;
-    }
+    u32 n = r->n;
     struct pf_route *next = &r->route[n & (PF_MAX_ROUTES - 1)];
-    next->ids = ids;
-    next->at = next->last = at;
+    next->tensor = tensor;
     next->node = node;
-    r->n = n + 1;
+    r->n = n + (*(u32 *)&raw[PF_TENSOR_OP] == PF_MUL_MAT_ID);
 }
 
 /* A graph begins on this thread: its first ids are to be read there. */
