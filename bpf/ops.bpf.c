@@ -151,6 +151,10 @@ static __always_inline int pf_loop_barrier(struct pt_regs *ctx, u32 index, u64 c
     pf_op_before(s);
 #endif
     pf_op_end(s, now, index);
+#ifdef PF_MUL_MAT_ID
+    if (index >= s->ids_at)
+        expert_steps.call(ctx, 0);
+#endif
     return 0;
 }
 
@@ -164,8 +168,14 @@ static __always_inline int pf_op_begin(struct pt_regs *ctx, u64 tensor)
         return 0;
     u64 now = bpf_ktime_get_ns();
     struct pf_slot *s = pf_slot_get();
-    if (s)
-        pf_op_add(s, now, PF_OP_BEGIN << 24 | ((tensor >> 4) & 0xffffff), 0);
+    if (!s)
+        return 0;
+    u32 which = (tensor >> 4) & 0xffffff;
+    pf_op_add(s, now, PF_OP_BEGIN << 24 | which, 0);
+#ifdef PF_MUL_MAT_ID
+    if (which == s->ids_at)
+        expert_steps.call(ctx, 0);
+#endif
     return 0;
 }
 

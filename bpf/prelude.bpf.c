@@ -35,7 +35,7 @@ struct pf_tally {
 #endif
 struct pf_slot {
     u32 index;           /* loop index of the last record; here, in the cache line of the head */
-    u32 pad;
+    u32 ids_at;          /* where in the graph expert ids are to be read next, or PF_NEVER */
     struct pf_ops head;  /* from here on as it is sent; capture/leftover.py knows the place */
     pf_op_record op[PF_OPS_PER_BATCH];
 #ifdef PF_COUNTERS
@@ -57,6 +57,7 @@ struct pf_slot {
  * place follows from its tid; claims decides who has a place when two threads want the same. */
 BPF_ARRAY(slots, struct pf_slot, PF_MAX_THREADS);
 BPF_HASH(claims, u32, u32, PF_MAX_THREADS); /* place -> tid */
+#define PF_NEVER 0xffffffff
 #define PF_PLACES 8 /* tried for a thread, one after the other */
 
 static __always_inline void pf_count(u32 slot, u64 n)
@@ -123,6 +124,7 @@ static __always_inline struct pf_slot *pf_slot_new(u32 tid)
     }
     if (!s)
         return 0;
+    s->ids_at = PF_NEVER;
     s->head.h.tid = tid; /* from now on it is found */
 #ifdef PF_TASK_TGID
     u32 zero = 0;

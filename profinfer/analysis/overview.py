@@ -51,7 +51,8 @@ def overview(trace: Trace) -> Result:
     first = latency.time_to_first_token(trace)
     step = latency.time_per_output_token(trace)
     speeds = {s.phase: s for s in latency.speeds(trace)}
-    lost = sum(n for k, n in trace.losses.items() if k.startswith("lost_") and k != "lost_ops")
+    lost = sum(n for k, n in trace.losses.items() if k.startswith("lost_")
+               and k not in ("lost_ops", "lost_experts"))  # fmt: skip
     engine = " ".join(filter(None, [meta.engine.name, meta.engine.version])) or None
     real = calls[(calls["phase"] != "warmup").to_numpy()]
     wall = int(real["end_ns"].max() - real["begin_ns"].min()) if len(real) else None

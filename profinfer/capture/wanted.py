@@ -20,6 +20,7 @@ class Wanted:
         faults: page faults and reads, where the kernel lets us.
         counters: what is counted at each operator.
         only: operators and threads that it is narrowed to.
+        experts: which experts tokens are routed to, where the engine lets us.
     """
 
     ring_bytes: int
@@ -28,3 +29,4 @@ class Wanted:
     faults: bool = True
     counters: tuple[Counter, ...] = ()
     only: Only = EVERYTHING
+    experts: bool = True

@@ -125,6 +125,12 @@ if TYPE_CHECKING:
     help="Record page faults, the tensors that they hit, and what disks are made to read.",
 )
 @click.option(
+    "--experts/--no-experts",
+    default=True,
+    show_default=True,
+    help="Record which experts the tokens are routed to, if the model is a mixture of experts.",
+)
+@click.option(
     "--dry-run", is_flag=True, help="Set everything up, then stop before the target runs."
 )
 @click.option("--print-bpf", is_flag=True, help="Print the BPF program and stop.")
@@ -149,6 +155,7 @@ def command(
     progress: bool | None,
     sched: bool,
     faults: bool,
+    experts: bool,
     dry_run: bool,
     print_bpf: bool,
     command: tuple[str, ...],
@@ -199,7 +206,7 @@ def command(
             output=output,
             force=force,
             level=level,
-            wanted=Wanted(ring_bytes, sched, steps, faults, counted, only),
+            wanted=Wanted(ring_bytes, sched, steps, faults, counted, only, experts),
             debug_files=debug_files,
             qos=qos,
             duration_s=None if duration is None else seconds_of(duration),
@@ -280,6 +287,7 @@ def _print_bpf(plan: ProbePlan | None, options: RecordOptions) -> int:
         memory=Memory(wanted.faults).definitions,
         counters=len(wanted.counters),
         only=wanted.only,
+        experts=wanted.experts,
     )
     click.echo("// cflags: " + " ".join(source.cflags))
     click.echo(source.text)

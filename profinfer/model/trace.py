@@ -18,6 +18,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from profinfer.engine.roles import role_rules
+from profinfer.model import experts as moe
 from profinfer.model import memory, schedtables
 from profinfer.model.calls import Spans
 from profinfer.model.calls import build as build_spans
@@ -72,6 +73,8 @@ TABLES = (
     "faults",
     "reads",
     "residence",
+    "experts",
+    "expert_weights",
 )
 
 
@@ -251,11 +254,39 @@ class Trace:
         """Whether page faults were recorded."""
         return self.meta.memory.get("recorded") is True
 
+    @property
+    def experts(self) -> pd.DataFrame:
+        """One row per token, layer and expert that the router chose for it."""
+        return self.routing.table
+
+    @cached_property
+    def expert_weights(self) -> pd.DataFrame:
+        """One row per expert and tensor of experts' weights: bytes and addresses."""
+        return moe.weights(self.expert_places, self.nodes, self.residents)
+
+    @property
+    def has_experts(self) -> bool:
+        """Whether the recorder read which experts tokens are routed to, if the model has any."""
+        return self.meta.experts.get("recorded") is True
+
+    @cached_property
+    def routing(self) -> moe.Routing:
+        """``experts``, and what is missing of it."""
+        return moe.build(
+            self.reader.experts(), self.expert_places, self._nodes, self.graphs, self.calls,
+            self.sequences, recorded=self.has_experts, wanted=self._wanted_nodes,
+        )  # fmt: skip
+
+    @cached_property
+    def expert_places(self) -> moe.Places:
+        """The nodes that compute with experts, as arrays."""
+        return moe.find_places(self._definitions, self._nodes, list(self.meta.engine.ops))
+
     @cached_property
     def losses(self) -> dict[str, int]:
         """What is missing or could not be understood, by kind; all zero for a sound trace."""
         return tally(self.reader, self._spans, self._definitions, self._nodes, self._operators,
-                     self._visits, self.graphs)  # fmt: skip
+                     self._visits, self.graphs, self.routing.lost_rows)  # fmt: skip
 
     @property
     def problems(self) -> list[str]:
@@ -430,8 +461,12 @@ class Trace:
         self.__dict__["_records"] = replace(self._records, op_dt=none, op_what=none)
         collected = collect(events, passes, def_id, index, self.meta.plan.ops)
         del events
-        wanted = wanted_nodes(self.nodes, self.narrowed) if self.narrowed.by_node else None
-        return build_operators(collected, passes, def_id, wanted)
+        return build_operators(collected, passes, def_id, self._wanted_nodes)
+
+    @property
+    def _wanted_nodes(self) -> npt.NDArray[np.bool_] | None:
+        """Nodes that records were left of, None for all."""
+        return wanted_nodes(self.nodes, self.narrowed) if self.narrowed.by_node else None
 
     @cached_property
     def _ops_lost(self) -> bool:
