@@ -27,6 +27,7 @@ from profinfer.model.counts import build as build_counts
 from profinfer.model.decode import Records, decode
 from profinfer.model.definitions import Definitions
 from profinfer.model.definitions import build as build_definitions
+from profinfer.model.dependencies import Dependencies, of_definition
 from profinfer.model.edges import Edges
 from profinfer.model.edges import find as find_edges
 from profinfer.model.losses import operators_lost, tally
@@ -93,6 +94,7 @@ class Trace:
         self.path: Path = reader.path
         self.reader = reader
         self.meta: TraceMetadata = reader.meta
+        self._dependencies: dict[int, Dependencies] = {}
         self._sums: WeakKeyDictionary[Selection, NodeSums] = WeakKeyDictionary()
 
     @classmethod
@@ -165,6 +167,16 @@ class Trace:
     def operands(self) -> Operands:
         """Shapes and bytes of what every node reads and writes, as arrays."""
         return build_operands(self._definitions, self.meta.engine)
+
+    def dependencies(self, def_id: int) -> Dependencies:
+        """Which node of a definition has to wait for which; indices are places in the graph."""
+        if def_id not in self._dependencies:
+            index = self._nodes.index
+            base = int(index.base[def_id])
+            works = index.works[base : base + int(index.count[def_id])]
+            item = self._definitions.items[def_id]
+            self._dependencies[def_id] = of_definition(item, works, self.operands, base)
+        return self._dependencies[def_id]
 
     @cached_property
     def ops(self) -> pd.DataFrame:

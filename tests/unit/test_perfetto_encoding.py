@@ -9,15 +9,8 @@ from hypothesis import strategies as st
 from perfetto.protos.perfetto.trace import perfetto_trace_pb2 as pb
 from perfetto_check import check, main, packets
 
-from profinfer.render.trackevent import (
-    MAX_BODY,
-    Spans,
-    TemplatePool,
-    events_of,
-    frame,
-    padded_varint,
-    varint_width,
-)
+from profinfer.render.events import Spans, events_of
+from profinfer.render.trackevent import MAX_BODY, TemplatePool, frame, padded_varint, varint_width
 
 
 @given(value=st.integers(0, 2**63 - 1), more=st.integers(0, 2))
