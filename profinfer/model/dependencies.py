@@ -42,6 +42,31 @@ class Dependencies:
     def __len__(self) -> int:
         return len(self.src)
 
+    def through(self, kept: Mask) -> Dependencies:
+        """Between the nodes of a mask only; what leads through others joins their ends.
+
+        An edge of memory on the way makes the whole way one.
+        """
+        n = len(kept)
+        before: list[dict[int, bool]] = [{} for _ in range(n)]  # earlier node -> by memory only
+        for src, dst, memory in zip(
+            self.src.tolist(), self.dst.tolist(), self.memory.tolist(), strict=True
+        ):  # ordered by dst: what leads to src is known
+            ways = {src: memory}
+            if not kept[src]:
+                ways = {p: memory or way for p, way in before[src].items()}
+            for p, way in ways.items():
+                before[dst][p] = before[dst].get(p, True) and way
+        rows = [
+            (p, dst, way)
+            for dst in np.flatnonzero(kept).tolist()
+            for p, way in sorted(before[dst].items())
+        ]
+        table = np.array(rows, np.int64).reshape(-1, 3)
+        return Dependencies(
+            table[:, 0].astype(np.int32), table[:, 1].astype(np.int32), table[:, 2] > 0
+        )
+
 
 @dataclass(frozen=True)
 class _Access:

@@ -178,6 +178,18 @@ class Trace:
             self._dependencies[def_id] = of_definition(item, works, self.operands, base)
         return self._dependencies[def_id]
 
+    def producers(self, def_id: int) -> dict[int, tuple[int, ...]]:
+        """Nodes with work that each node with work waits for, by node_id; views looked through."""
+        index = self._nodes.index
+        base = int(index.base[def_id])
+        edges = self.dependencies(def_id).through(
+            index.works[base : base + int(index.count[def_id])]
+        )
+        out: dict[int, tuple[int, ...]] = {}
+        for src, dst in zip(edges.src.tolist(), edges.dst.tolist(), strict=True):
+            out[base + dst] = (*out.get(base + dst, ()), base + src)
+        return out
+
     @cached_property
     def ops(self) -> pd.DataFrame:
         """One row per operator and thread; compute is end - begin, wait is release - end."""

@@ -168,8 +168,9 @@ class Markers:
 
     def _generations(self, timeline: Timeline) -> None:
         """Each prompt as two slices: until its first token, and while its tokens were decoded."""
-        table = timeline.generations
-        owners = table[["ctx", "seq"]].drop_duplicates()
+        table, calls = timeline.generations, timeline.calls
+        decoding = calls.loc[calls["token_index"] >= 0, ["ctx", "seq"]]
+        owners = pd.concat([table[["ctx", "seq"]], decoding]).drop_duplicates()
         contexts = owners["ctx"].drop_duplicates().tolist()
         tracks = {}
         for number, (ctx, seq) in enumerate(owners.itertuples(index=False)):

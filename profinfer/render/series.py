@@ -36,9 +36,10 @@ class Series:
     value: NDArray[np.float64]
 
     def steps(self, first_ns: int, last_ns: int) -> Series:
-        """The values inside these times, those that repeat the one before left out."""
-        inside = (self.ts >= first_ns) & (self.ts <= last_ns)
-        ts, value = self.ts[inside], self.value[inside]
+        """The values during these times, those that repeat the one before left out."""
+        begin = max(int(np.searchsorted(self.ts, first_ns, side="right")) - 1, 0)
+        end = int(np.searchsorted(self.ts, last_ns, side="right"))
+        ts, value = np.maximum(self.ts[begin:end], first_ns), self.value[begin:end]
         moved = np.r_[True, value[1:] != value[:-1]][: len(value)]
         return Series(self.name, self.unit, ts[moved], value[moved])
 
