@@ -55,7 +55,7 @@ THEMES = {
 
 _RAMPS = {
     "time": ("#fff4dc", "#f9b872", "#c8402f"),
-    "bytes": ("#edf6fb", "#86bfe0", "#1f639f"),
+    "bytes": ("#edf6fb", "#7db9de", "#0d4a86"),
     "rate": ("#f1f6e4", "#9ccb86", "#23744a"),
     "wait": ("#f6f0f9", "#c3a3d6", "#6a3a92"),
 }
