@@ -18,6 +18,7 @@ from profinfer.analysis import counters, latency
 from profinfer.analysis.work import per_execution
 from profinfer.model.counts import Counter
 from profinfer.model.windows import Window
+from profinfer.render import opdetails
 from profinfer.render.about import Recording as Recording
 from profinfer.render.about import about
 from profinfer.render.series import Series
@@ -117,6 +118,7 @@ class Timeline:
             trace.reads,
             _counted(trace),
             series_of(trace),
+            details=opdetails.of_trace(trace),
             quota=bool((trace.meta.limits.get("cgroup") or {}).get("quota_us")),
         )
         if selection is None:

@@ -17,7 +17,7 @@ from perfetto_check import Report, check, packets
 from timelines import PID, START, WORKER, synthetic
 
 from profinfer.model.windows import Window
-from profinfer.render import narrowing
+from profinfer.render import narrowing, opdetails
 from profinfer.render.perfetto import write
 from profinfer.render.series import Series, residence
 from profinfer.render.timeline import OpCounts, Timeline
@@ -131,6 +131,24 @@ def test_texts_of_single_executions(run: Timeline) -> None:
                    if "experts" in s.args)  # fmt: skip
     assert found == wanted
     assert len(found) == 6
+
+
+def test_experts_are_told_of_every_product_of_their_layer() -> None:
+    nodes = pd.DataFrame(
+        {
+            "node_id": [0, 1, 2, 3, 4],
+            "def_id": [0, 0, 0, 0, 1],
+            "layer": [0, 0, 0, 1, 0],
+            "op": ["MUL_MAT_ID", "GLU", "MUL_MAT_ID", "MUL_MAT_ID", "MUL_MAT_ID"],
+        }
+    )
+    one = [(7, 0, 0, 1, 4), (7, 0, 0, 0, 9), (7, 3, 0, 0, 2)]
+    several = [(8, 0, row, slot, e) for row, slot, e in [(0, 0, 5), (1, 0, 5), (0, 1, 1)]]
+    table = pd.DataFrame(one + several, columns=["graph_id", "node_id", "row", "slot", "expert"])
+    found = opdetails.of_experts(table, nodes)
+    assert found.to_numpy().tolist() == [
+        [7, 0, "9, 4"], [7, 2, "9, 4"], [7, 3, "2"], [8, 0, "1, 5 x2"], [8, 2, "1, 5 x2"],
+    ]  # fmt: skip
 
 
 def test_flows_lead_from_the_slowest_thread_to_every_reader(run: Timeline) -> None:
