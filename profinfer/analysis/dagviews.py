@@ -66,10 +66,12 @@ def overview(graph: OpGraph, others: int) -> Result:
                 "other."), int(size.max())),
         (Column("width", "mean width", "text", "Operators / steps."),
          f"{works.sum() / max(len(size), 1):.2f}"),
-        (Column("total_ns", "operators' time", "ns", "Of one execution, summed."), graph.total_ns),
-        (Column("critical_ns", "critical path", "ns", "The longest path, by time."), longest),
+        (Column("total_ns", "operators' time", "ns", "Of one execution, summed."),
+         graph.total_ns if graph.timed else None),
+        (Column("critical_ns", "critical path", "ns", "The longest path, by time."),
+         longest if graph.timed else None),
         (Column("critical_operators", "on it", "count", "Operators on the critical path."),
-         int(graph.critical.sum())),
+         int(graph.critical.sum()) if graph.timed else None),
         (Column("at_most", "gain at most", "ratio", "Time saved if all operators that do not need "
                 "each other ran at once, each as fast as alone."),
          1 - longest / graph.total_ns if graph.total_ns else None),
@@ -80,6 +82,8 @@ def overview(graph: OpGraph, others: int) -> Result:
         notes.append(Note("info", text))
     if not graph.executions:
         notes.append(Note("warning", "no execution of it is selected: it has no times"))
+    elif not graph.timed:
+        notes.append(Note("warning", "its operators were not recorded: it has no times"))
     if not graph.whole.acyclic:
         notes.append(Note("error", "its edges contradict each other: steps and path are wrong"))
     unread = int(nodes["unread"].sum())
@@ -285,4 +289,4 @@ def summary(graph: OpGraph, others: int) -> list[Result]:
     if outside:
         title = "Operators of no layer" if found else "Operators"
         out.append(nodes(graph, outside, title))
-    return [*out, path(graph)]
+    return [*out, path(graph)] if graph.timed else out

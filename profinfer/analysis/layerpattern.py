@@ -17,7 +17,7 @@ import numpy as np
 
 from profinfer.analysis.opgraph import OpGraph
 
-_NUMBER = re.compile(r"(?<=[-.])\d+(?=$|[. ])|(?<=_l)\d+(?=$|[ ])")
+_NUMBER = re.compile(r"(?:(?<=[-.])|(?<=_l))\d+(?=$|[. )])")
 OPERATORS = ("-", "input")  # begins of reads that stand for operators
 _MADE_UP = re.compile(r"^(?:node|leaf)_\d+")
 

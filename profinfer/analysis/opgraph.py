@@ -84,9 +84,9 @@ class OpGraph:
 
     @cached_property
     def critical(self) -> Mask:
-        """Nodes on the longest path, shape (n,)."""
+        """Nodes on the longest path, shape (n,); none where nothing was measured."""
         out = np.zeros(len(self), bool)
-        out[self.paths.nodes] = True
+        out[self.paths.nodes if self.timed else []] = True
         return out & self.works
 
     @cached_property
@@ -102,6 +102,11 @@ class OpGraph:
     def texts(self, column: str) -> list[str]:
         """A column of the nodes as strings."""
         return self.nodes[column].astype(str).tolist()
+
+    @property
+    def timed(self) -> bool:
+        """Whether anything was measured."""
+        return self.total_ns > 0
 
     @property
     def total_ns(self) -> float:

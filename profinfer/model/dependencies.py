@@ -82,6 +82,11 @@ class _Access:
         known = self.begin and other.begin
         return not known or (self.begin < other.end and other.begin < self.end)
 
+    def hides(self, other: _Access) -> bool:
+        """Whether it writes every byte of the other, so that nothing older matters to that."""
+        known = self.begin and other.begin and self.node != other.node
+        return bool(known and self.writes and self.begin <= other.begin and other.end <= self.end)
+
 
 def of_definition(item: Definition, works: Mask, operands: Operands, base: int) -> Dependencies:
     """The edges of one definition, those of memory included.
@@ -125,7 +130,11 @@ def _ordered(item: Definition, works: Mask, size: F64) -> set[tuple[int, int]]:
     out: set[tuple[int, int]] = set()
     for same in accesses.values():
         for i, later in enumerate(same):
-            out |= {(later.node, earlier.node) for earlier in same[:i] if later.meets(earlier)}
+            for earlier in reversed(same[:i]):
+                if later.meets(earlier):
+                    out.add((later.node, earlier.node))
+                if earlier.hides(later):
+                    break  # what came before it is ordered through it
     return out
 
 

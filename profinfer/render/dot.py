@@ -71,7 +71,7 @@ class _Drawing:
     def _path_edges(self) -> set[tuple[int, int]]:
         """Edges of the critical path, through views where those are drawn."""
         out: set[tuple[int, int]] = set()
-        for first, last in pairwise(self.graph.paths.nodes):
+        for first, last in pairwise(self.graph.paths.nodes if self.graph.timed else []):
             way, at = [], last
             while at != first:
                 before = self._before.get(at, [])

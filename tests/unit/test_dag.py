@@ -140,6 +140,21 @@ def test_bytes_that_are_not_known_may_be_any(tmp_path: Path) -> None:
     }
 
 
+def test_what_is_overwritten_is_not_waited_for(tmp_path: Path) -> None:
+    cache = Node("cache_k_l0", "NONE", "f16", (64, 10), flags=0, data=0x100000)
+    x = Node("x", "NONE", "f32", (64,), flags=0)
+
+    def write(name: str, rows: int) -> Node:
+        return Node(name, "SET_ROWS", "f16", (64, rows), (x,), view_src=cache, data=0x100000)
+
+    view = Node("v", "VIEW", "f16", (64, 4), (cache,), view_src=cache, data=0x100000)
+    first, second, part = write("first", 10), write("second", 10), write("part", 2)
+    read = Node("r", "MUL_MAT", "f32", (4,), (view, x))
+    trace = trace_of(Graph([first, second, part, view, read], [cache, x]), tmp_path / "t.pf")
+    # The reader needs the part, and of what lies around it the second writing only.
+    assert memory_edges(trace) == {(0, 1), (1, 2), (2, 4), (1, 4)}
+
+
 def test_work_in_place_comes_after_what_reads_the_old(tmp_path: Path) -> None:
     x = Node("x", "NONE", "f32", (64,), flags=0)
     first = Node("first", "MUL", "f32", (64,), (x, x), data=0x10000)

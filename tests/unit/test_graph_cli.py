@@ -205,6 +205,16 @@ def test_traces_without_graphs(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert graph(tmp_path / "missing.pf") == 1
 
 
+def test_without_times(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    trace = sample_run(layers=2, plan={"ops": {"mode": "none"}}).builder.write(tmp_path / "g.pf")
+    assert graph(trace) == 0
+    out = capsys.readouterr().out
+    assert "its operators were not recorded: it has no times" in out
+    assert "Critical path" not in out
+    assert graph(trace, "--dot", "--all") == 0
+    assert "n1 -> n2" in capsys.readouterr().out
+
+
 def test_two_traces(trace: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     other = sample_run(decode_tokens=2, layers=3).builder.write(tmp_path / "other.pf")
     assert graph(trace, other) == 0

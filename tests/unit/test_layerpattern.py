@@ -46,6 +46,7 @@ def named(graph: Graph, name: str, op: str) -> Node:
         ("cache_k_l3 (view)", 3, "cache_k_lN (view)"),
         ("blk.3.ffn_33.3", 3, "blk.N.ffn_33.N"),
         ("Qcur-4", 3, "Qcur-4"),
+        ("k_cache_view-3 (copy of Kcur-3)", 3, "k_cache_view-N (copy of Kcur-N)"),
         ("node_33", 33, ""),
         ("node_3 (reshaped)", 3, ""),
         ("inp_pos", 3, "inp_pos"),
