@@ -28,6 +28,7 @@ from profinfer.model.counts import build as build_counts
 from profinfer.model.decode import Records, decode
 from profinfer.model.definitions import Definitions
 from profinfer.model.definitions import build as build_definitions
+from profinfer.model.dependencies import Dependencies, of_definition
 from profinfer.model.edges import Edges
 from profinfer.model.edges import find as find_edges
 from profinfer.model.losses import operators_lost, tally
@@ -96,6 +97,7 @@ class Trace:
         self.path: Path = reader.path
         self.reader = reader
         self.meta: TraceMetadata = reader.meta
+        self._dependencies: dict[int, Dependencies] = {}
         self._sums: WeakKeyDictionary[Selection, NodeSums] = WeakKeyDictionary()
 
     @classmethod
@@ -168,6 +170,28 @@ class Trace:
     def operands(self) -> Operands:
         """Shapes and bytes of what every node reads and writes, as arrays."""
         return build_operands(self._definitions, self.meta.engine)
+
+    def dependencies(self, def_id: int) -> Dependencies:
+        """Which node of a definition has to wait for which; indices are places in the graph."""
+        if def_id not in self._dependencies:
+            index = self._nodes.index
+            base = int(index.base[def_id])
+            works = index.works[base : base + int(index.count[def_id])]
+            item = self._definitions.items[def_id]
+            self._dependencies[def_id] = of_definition(item, works, self.operands, base)
+        return self._dependencies[def_id]
+
+    def producers(self, def_id: int) -> dict[int, tuple[int, ...]]:
+        """Nodes with work that each node with work waits for, by node_id; views looked through."""
+        index = self._nodes.index
+        base = int(index.base[def_id])
+        edges = self.dependencies(def_id).through(
+            index.works[base : base + int(index.count[def_id])]
+        )
+        out: dict[int, tuple[int, ...]] = {}
+        for src, dst in zip(edges.src.tolist(), edges.dst.tolist(), strict=True):
+            out[base + dst] = (*out.get(base + dst, ()), base + src)
+        return out
 
     @cached_property
     def ops(self) -> pd.DataFrame:
