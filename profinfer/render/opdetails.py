@@ -19,8 +19,7 @@ _WITH_EXPERTS = "MUL_MAT_ID"
 
 def of_trace(trace: Trace) -> pd.DataFrame | None:
     """What is known of single executions: graph_id, node_id, a text column an argument."""
-    table: pd.DataFrame | None = getattr(trace, EXPERTS, None)
-    return of_experts(table, trace.nodes) if table is not None and len(table) else None
+    return of_experts(trace.experts, trace.nodes) if len(trace.experts) else None
 
 
 def of_experts(table: pd.DataFrame, nodes: pd.DataFrame) -> pd.DataFrame:

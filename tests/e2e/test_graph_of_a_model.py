@@ -147,6 +147,18 @@ def test_flows_of_a_token_are_the_edges_of_its_graph(
     assert {"on CPU (task-clock)", "page-faults"} <= names
 
 
+def test_products_with_experts_name_them(traces: dict[str, Trace], tmp_path, run_profinfer) -> None:
+    trace, out = traces["moe"], tmp_path / "moe.pftrace"
+    done = run_profinfer("export", trace.path, "-o", out, "--phase", "decode")
+    assert done.returncode == 0, done.stderr
+    report = check(out.read_bytes())
+    assert report.problems == []
+    products = [s for s in report.slices if str(s.args.get("op", "")) == "MUL_MAT_ID"]
+    chosen = trace.experts["slot"].max() + 1  # a decode step has one token
+    assert products
+    assert all(len(s.args["experts"].split(", ")) == chosen for s in products)
+
+
 def test_view_serves_the_timeline_once(traces: dict[str, Trace], tmp_path) -> None:
     import subprocess
     import urllib.request
