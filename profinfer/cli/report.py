@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from profinfer.cli import options
+from profinfer.cli.show import to_terminal
 from profinfer.cli.views import (
     BY_EXPERTS,
     PHASES,
+    STEPS,
     VIEWS,
     ReportOptions,
     fault_views,
@@ -21,7 +23,6 @@ from profinfer.cli.views import (
 from profinfer.errors import ProfinferError, UsageProblem
 
 if TYPE_CHECKING:
-    from profinfer.analysis.result import Result
     from profinfer.model.selection import Selection
     from profinfer.model.trace import Trace
 
@@ -123,7 +124,7 @@ def report(path: str, asked: ReportOptions) -> None:
             raise UsageProblem("CSV holds one table, this would be several", f"one of {names}")
         click.echo(to_csv(results[0]), nl=False)
     else:
-        _print(results)
+        to_terminal(results)
 
 
 def _check_usage(asked: ReportOptions) -> None:
@@ -131,12 +132,14 @@ def _check_usage(asked: ReportOptions) -> None:
         raise UsageProblem("--format csv needs one view", "--format csv --by op --phase decode")
     if asked.tokens and asked.phase not in (None, "decode", "all"):
         raise UsageProblem("--tokens counts decoded tokens", "--phase decode --tokens 0:10")
-    if asked.by == "token" and asked.narrowed:
-        raise UsageProblem("--by token shows whole calls", "leave out --op and --layer")
+    if asked.by in ("token", "prompt", *STEPS) and asked.narrowed:
+        raise UsageProblem(f"--by {asked.by} shows whole calls", "leave out --op and --layer")
+    if asked.by in STEPS and asked.phase not in (None, "decode", "all"):
+        raise UsageProblem(f"--by {asked.by} is about decoded tokens", f"--by {asked.by}")
     if asked.roofline and asked.counters:
         raise UsageProblem("--roofline and --counters are two views", "give one of them")
     view = "--roofline" if asked.roofline else "--counters" if asked.counters else None
-    if view and asked.by in ("thread", "token", "generation", "tensor"):
+    if view and asked.by in ("thread", "token", "generation", "tensor", "matmul", "prompt", *STEPS):
         raise UsageProblem(f"{view} knows no --by {asked.by}", f"{view} --by op")
     if asked.of_experts:
         _check_experts(asked)
@@ -184,7 +187,7 @@ def _check_level(trace: Trace, asked: ReportOptions) -> None:
     if asked.faults and not trace.has_faults:
         why = trace.meta.memory.get("why") or "profinfer was older"
         raise UsageProblem(f"{trace.path} holds no page faults: {why}", "profinfer record --faults")
-    needs_ops = asked.by not in (None, "token", "generation", "tensor")
+    needs_ops = asked.by not in (None, "token", "generation", "tensor", "prompt", *STEPS)
     needs_ops = needs_ops or asked.narrowed or asked.roofline or asked.corrected or asked.counters
     if needs_ops and not len(trace.ops):
         level = trace.meta.plan.level or "graph"
@@ -241,7 +244,7 @@ def _selections(trace: Trace, asked: ReportOptions) -> list[Selection]:
         found = [select(None, True)]
     elif asked.phase is not None:
         found = [select(asked.phase)]
-    elif asked.tokens is not None:
+    elif asked.tokens is not None or asked.by in STEPS:
         found = [select("decode")]
     elif asked.by == "token":
         found = [select(None)]
@@ -262,48 +265,6 @@ def _selections(trace: Trace, asked: ReportOptions) -> list[Selection]:
             f"profinfer report {trace.path} --by layer, or --by op, shows what there is",
         )
     return found
-
-
-def _print(results: list[Result]) -> None:
-    """To stdout. Each note once, but every view that something is missing from says so."""
-    from rich.console import Console
-
-    from profinfer.analysis.result import Note
-    from profinfer.render.console import note_lines, render
-
-    console = Console(highlight=False, soft_wrap=False)
-    said: set[str] = set()
-    for number, result in enumerate(results):
-        if number:
-            console.print()
-        if result.name == "self_check":
-            well = all(n.severity == "info" for n in result.notes)
-            told = result.notes
-            if well:
-                told = (Note("info", f"Self-check: all well. {_sentence(result)}"),)
-            else:
-                console.print("Self-check: not all is well", style="bold")
-            for line in note_lines(told, console.width):
-                console.print(line)
-            continue
-        if result.name == "findings":
-            console.print("Findings", style="bold", end="")
-            console.print(f"  {result.scope}", style="dim")
-            for line in note_lines(result.notes, console.width):
-                console.print(line, style="default")
-            continue
-        fresh = [n for n in result.notes if n.text not in said]
-        if any(n.severity != "info" and n.text in said for n in result.notes):
-            fresh.append(Note("warning", "not everything was recorded, see the warnings above"))
-        said |= {n.text for n in result.notes}
-        console.print(render(result, console, footer=False))
-        for line in note_lines(fresh, console.width):
-            console.print(line)
-
-
-def _sentence(result: Result) -> str:
-    text = result.notes[0].text
-    return text[:1].upper() + text[1:] + "."
 
 
 def _about(trace: Trace) -> dict[str, Any]:
