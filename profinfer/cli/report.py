@@ -5,6 +5,7 @@ Decides which views there are and in which order; computes nothing.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -55,6 +56,19 @@ class EmptyTrace(ProfinferError):
 @click.option("--faults", is_flag=True, help="Page faults, disk reads, and memory over time.")
 @click.option("--counters", is_flag=True, help="What counters counted: see record --counters.")
 @click.option("--experts", is_flag=True, help="Mixture of experts: what was chosen, and reuse.")
+@click.option(
+    "--html",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Write it all as one HTML file with charts instead.",
+)
+@click.option(
+    "--plots",
+    type=click.Path(path_type=Path),
+    metavar="FOLDER",
+    help="Write its charts as SVG files there instead.",
+)
+@click.option("-f", "--force", is_flag=True, help="Let --html and --plots replace any file.")
 def command(
     trace: str,
     by: str | None,
@@ -70,6 +84,9 @@ def command(
     faults: bool,
     counters: bool,
     experts: bool,
+    html: Path | None,
+    plots: Path | None,
+    force: bool,
 ) -> None:
     """Print what TRACE says: how fast, where the time went, what is missing.
 
@@ -77,24 +94,25 @@ def command(
     role and layer, the slowest operators, the threads. Warm-up runs are left out.
     """
     op = op and op.upper()
-    report(
-        trace,
-        ReportOptions(
-            by,
-            phase,
-            tokens,
-            op,
-            layer,
-            top,
-            form,
-            warmup,
-            roofline,
-            corrected,
-            faults,
-            counters,
-            experts,
-        ),
+    asked = ReportOptions(
+        by,
+        phase,
+        tokens,
+        op,
+        layer,
+        top,
+        form,
+        warmup,
+        roofline,
+        corrected,
+        faults,
+        counters,
+        experts,
     )
+    if html is not None or plots is not None:
+        write_files(trace, asked, html, plots, force)
+    else:
+        report(trace, asked)
 
 
 def report(path: str, asked: ReportOptions) -> None:
@@ -125,6 +143,42 @@ def report(path: str, asked: ReportOptions) -> None:
         click.echo(to_csv(results[0]), nl=False)
     else:
         to_terminal(results)
+
+
+def write_files(
+    path: str, asked: ReportOptions, page: Path | None, plots: Path | None, force: bool
+) -> None:
+    """Write the report of the trace at ``path`` as one HTML file, its charts as SVG files.
+
+    Raises:
+        TraceError: the file is no trace.
+        EmptyTrace: it holds neither calls nor graphs, or none that were asked for.
+        UsageProblem: the options contradict each other, or the target holds something else.
+        ProfinferError: the target cannot be written.
+    """
+    from profinfer.cli import html
+    from profinfer.model.trace import Trace
+    from profinfer.units import format_bytes, format_things
+
+    parts = (asked.by, asked.roofline, asked.faults, asked.counters, asked.corrected, asked.experts)
+    if any(parts) or asked.form != "table" or asked.top:
+        option = "--html" if page else "--plots"
+        raise UsageProblem(
+            f"{option} holds every view",
+            f"{option} with --phase, --tokens, --op, --layer or --warmup",
+        )
+    _check_usage(asked)
+    if page is not None:
+        html.check_target(page, Path(path), force)
+    trace = Trace.open(path)
+    _check_level(trace, asked)
+    selections = _selections(trace, asked)
+    if page is not None:
+        size = html.write(page, trace, selections, narrowed=asked.narrowed)
+        click.echo(f"Wrote {page} ({format_bytes(size)}): open it in a browser", err=True)
+    if plots is not None:
+        files = html.write_plots(plots, trace, selections, narrowed=asked.narrowed, force=force)
+        click.echo(f"Wrote {format_things(len(files), 'plot')} to {plots}", err=True)
 
 
 def _check_usage(asked: ReportOptions) -> None:
