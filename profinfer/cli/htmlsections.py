@@ -7,7 +7,8 @@ in the page and in its contents. Computes nothing.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 
 from profinfer.analysis import (
     generations,
@@ -34,6 +35,9 @@ from profinfer.render.html.charts import Chart
 from profinfer.render.html.section import Fold, Section
 
 Part = Chart | Result | Fold
+OUTLIERS_MAX = 300  # slow tokens whose reason is looked for
+NODES_MAX = 1000  # rows of single operators
+ROWS_MAX = 300  # of other tables that may be long; each says what it leaves out
 
 
 @dataclass(frozen=True)
@@ -90,13 +94,12 @@ def _tokens(source: Source) -> Section | None:
     steps = decode_steps(trace, decode)
     if len(steps.call) < tokenfigures.STEPS_MIN:
         return None
-    slow = outliers.outliers(trace, decode)
-    usual = outliers.found(steps)[1]
+    slow = outliers.outliers(trace, decode, OUTLIERS_MAX)
     return Section(
         "tokens",
         "Tokens",
         _parts(
-            tokenfigures.token_times(steps, slow, usual),
+            tokenfigures.token_times(steps, slow, *outliers.found(steps)),
             slow if len(slow.frame) else None,
             outliers.percentiles(trace, decode),
             Fold(tokens.tokens(trace, trace.select(unsampled=True))),
@@ -141,8 +144,8 @@ def _where(source: Source, chosen: Selection, key: str, title: str) -> Section:
             operators.by(trace, chosen, "role"),
             Fold(operators.by(trace, chosen, "op")),
             Fold(operators.by(trace, chosen, "layer")),
-            Fold(operators.by_node(trace, chosen)),
-            Fold(operators.by_shape(trace, chosen)),
+            Fold(operators.by_node(trace, chosen, NODES_MAX)),
+            Fold(operators.by_shape(trace, chosen, ROWS_MAX)),
         ]
     elif chosen.n_graphs:
         parts.append(tokens.graphs(trace, chosen))
@@ -155,22 +158,24 @@ def _main_phase(source: Source) -> Section | None:
     return _where(source, chosen, "time", name)
 
 
-def _other_phase(source: Source) -> Section | None:
-    if len(source.selections) < 2:
+def _other_phase(source: Source, number: int) -> Section | None:
+    """Of the phases beside the main one, prefill tells of its prompts as well."""
+    if number >= len(source.selections):
         return None
-    chosen = source.selections[1]
-    section = _where(source, chosen, "time-2", (chosen.phase or "").capitalize())
-    if chosen.phase == "prefill":
-        every = prompts.prompts([source.trace])
-        more = _parts(tokenfigures.prefill_speed(every), every if len(every.frame) else None)
-        return Section(section.key, section.title, [*more, *section.parts], section.about)
-    return section
+    chosen = source.selections[number]
+    key = f"time-{number + 1}"
+    section = _where(source, chosen, key, (chosen.phase or "all phases").capitalize())
+    if chosen.phase != "prefill":
+        return section
+    every = prompts.prompts([source.trace])
+    more = _parts(tokenfigures.prefill_speed(every), every if len(every.frame) else None)
+    return replace(section, parts=[*more, *section.parts])
 
 
 def _matmuls(source: Source) -> Section | None:
     if not source.has_ops:
         return None
-    found = matmuls.matmuls(source.trace, source.main)
+    found = matmuls.matmuls(source.trace, source.main, ROWS_MAX)
     picture = operatorfigures.matmuls(found, source.colours)
     if picture is None:
         return None
@@ -182,7 +187,7 @@ def _roofline(source: Source) -> Section | None:
         return None
     trace, chosen = source.trace, source.main
     found = of_trace(trace)
-    by_shape = roofline.roofline(trace, chosen, "shape", found)
+    by_shape = roofline.roofline(trace, chosen, "shape", found, ROWS_MAX)
     ran = int(trace.graphs["threads_seen"].to_numpy()[chosen.graphs].max(initial=1))
     peaks = found.calibration.peaks(ran) if found.calibration else None
     picture = operatorfigures.roofline(by_shape, peaks, ran)
@@ -242,5 +247,7 @@ def _recording(source: Source) -> Section | None:
 
 
 SECTIONS: tuple[Callable[[Source], Section | None], ...] = (
-    _main_phase, _tokens, _kv, _matmuls, _roofline, _threads, _memory, _other_phase, _recording,
+    _main_phase, _tokens, _kv, _matmuls, _roofline, _threads, _memory,
+    partial(_other_phase, number=1), partial(_other_phase, number=2),
+    partial(_other_phase, number=3), _recording,
 )  # fmt: skip

@@ -73,7 +73,11 @@ def _grid(result: Result) -> str:
     if details:
         tools.append(_MORE)
     heads = [_head(c, made) for c, made in zip(result.columns, cells, strict=True)]
-    body = [_row(result, cells, number) for number in range(shown)]
+    columns = [
+        _column(column, made, result.frame[column.name].tolist()[:shown], head=at == 0)
+        for at, (column, made) in enumerate(zip(result.columns, cells, strict=True))
+    ]
+    body = [tag("tr", *row) for row in zip(*columns, strict=True)]
     foot = ""
     if total is not None and rows > 1:
         foot = tag("tfoot", tag("tr", *_total(result, cells)))
@@ -108,19 +112,18 @@ def _head(column: Column, made: Cells) -> str:
     return tag("th", button, scope="col", aria_sort="none", class_=_class(column, made))
 
 
-def _row(result: Result, cells: list[Cells], number: int) -> str:
-    out = []
-    for at, (column, made) in enumerate(zip(result.columns, cells, strict=True)):
-        value = result.frame[column.name].iloc[number]
-        bar = ""
-        if made.ratios is not None:
-            top = max(made.ratios, default=0.0)
-            bar = _bar(made.ratios[number] / top if top > 0 else 0.0)
-        name, scope = ("th", "row") if at == 0 else ("td", None)
-        text = esc(made.cells[number]) + bar
-        key = _sortable(column, value)
-        out.append(tag(name, text, class_=_class(column, made), scope=scope, data_v=key))
-    return tag("tr", *out)
+def _column(column: Column, made: Cells, values: list[Any], *, head: bool) -> list[str]:
+    """The cells of a column; of the first one they head their rows."""
+    name, scope = ("th", "row") if head else ("td", None)
+    class_ = _class(column, made)
+    bars = [""] * len(values)
+    if made.ratios is not None:
+        top = max(made.ratios, default=0.0)
+        bars = [_bar(ratio / top if top > 0 else 0.0) for ratio in made.ratios]
+    return [
+        tag(name, esc(text) + bar, class_=class_, scope=scope, data_v=_sortable(column, value))
+        for value, text, bar in zip(values, made.cells, bars, strict=False)
+    ]
 
 
 def _total(result: Result, cells: list[Cells]) -> list[str]:

@@ -34,8 +34,15 @@ def _label(steps: Steps, at: int) -> str:
     return f"position {steps.position[at]:,}: {format_ns(int(steps.total[at]))}"
 
 
-def token_times(steps: Steps, outliers: Result, usual: F64) -> Plot | None:
-    """Every decode step, the middle and the band of its neighbours, and the outliers."""
+def token_times(steps: Steps, outliers: Result, at_slow: I64, usual: F64) -> Plot | None:
+    """Every decode step, the middle and the band of its neighbours, and the outliers.
+
+    Args:
+        steps: all of them.
+        outliers: the slowest outliers with their reasons.
+        at_slow: rows of all outliers.
+        usual: the middle of each step's neighbours.
+    """
     n = len(steps.call)
     if n < STEPS_MIN:
         return None
@@ -44,7 +51,6 @@ def token_times(steps: Steps, outliers: Result, usual: F64) -> Plot | None:
     x = (steps.position if alone else np.arange(n)).astype(np.float64)
     y = steps.total.astype(np.float64)
     slow = outliers.frame
-    at_slow = np.flatnonzero(np.isin(steps.call, slow["call"].to_numpy(np.int64)))
     bulk = np.setdiff1d(np.arange(n), at_slow)
     drawn = bulk[thinned(len(bulk), POINTS_MAX)]
     lines = thinned(n, LINES_MAX)
@@ -71,7 +77,7 @@ def token_times(steps: Steps, outliers: Result, usual: F64) -> Plot | None:
         Series("median of neighbours", x[lines].tolist(), usual[lines].tolist(), "line", 0),
         Series("slow token", x[at_slow].tolist(), y[at_slow].tolist(), "points", ACCENT,
                tips=[f"{_label(steps, i)}, usually {format_ns(float(usual[i]))}\n"
-                     f"{reasons[int(steps.call[i])]}" for i in at_slow.tolist()],
+                     f"{reasons.get(int(steps.call[i]), '')}" for i in at_slow.tolist()],
                mark="diamond", size=4.0),
     ]  # fmt: skip
     guides = [(float(x[i]), "new graph") for i in np.flatnonzero(steps.rebuilt)[:12]]
