@@ -7,5 +7,3 @@ say profinfer record --force -o sizes.pf -- $LLAMA/llama-completion -m $MODEL -t
     -p "Once upon a time" -no-cnv --temp 0 --ignore-eos -lv 1 >/dev/null
 echo
 say profinfer report sizes.pf --by matmul --phase decode
-echo
-say profinfer report sizes.pf --by matmul --phase decode --format csv

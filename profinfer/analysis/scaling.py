@@ -199,7 +199,7 @@ def by_role(runs: Sequence[Run]) -> Result:
     fewest = groups[0][0]
     for n, _ in groups[1:]:
         columns += [
-            Column(f"speedup_{n}", f"-t {n}", "times", f"Speed-up with {n} threads."),
+            Column(f"speedup_{n}", f"{n}/{fewest}", "times", f"Speed-up with {n} threads."),
             Column(f"efficiency_{n}", f"eff. {n}", "ratio", "That / how many times the threads.",
                    detail=n != groups[-1][0]),
         ]  # fmt: skip
