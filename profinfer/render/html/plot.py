@@ -47,8 +47,7 @@ def draw(plot: Plot, size: Size) -> str:
         upright(up, across.start, across.stop, titled(plot.y, up)),
         level(across, bottom, size, titled(plot.x, across)),
     ]
-    out += [_guide(across(place), right, top, bottom, text) for place, text in plot.guides
-            if across.low <= place <= across.high]  # fmt: skip
+    out += _guides(plot, across, right, top, bottom)
     out += [_series(series, across, up) for series in plot.series]
     out += _labels(labels, across, up)
     places = " ".join(
@@ -60,10 +59,22 @@ def draw(plot: Plot, size: Size) -> str:
     return paper(size, above + size.height, said, places, plot.near, *out)
 
 
-def _guide(x: float, right: float, top: float, bottom: float, text: str) -> str:
-    path = tag("path", d=f"M{num(x)} {num(top)}V{num(bottom)}", class_="guide")
-    after = x + 4 + wide_of(text) <= right
-    return path + label(x + 4 if after else x - 4, top + 10, text, "start" if after else "end")
+def _guides(plot: Plot, across: Scale, right: float, top: float, bottom: float) -> list[str]:
+    """Upright lines; a label that would lie on the one before is left out."""
+    out, free = [], 0.0
+    for place, text in plot.guides:
+        if not across.low <= place <= across.high:
+            continue
+        x, wide = across(place), wide_of(text)
+        out.append(tag("path", d=f"M{num(x)} {num(top)}V{num(bottom)}", class_="guide"))
+        after = x + 4 + wide <= right
+        begin = x + 4 if after else x - 4 - wide
+        if begin >= free:
+            out.append(
+                label(x + 4 if after else x - 4, top + 10, text, "start" if after else "end")
+            )
+            free = begin + wide + 6
+    return out
 
 
 def _series(series: Series, across: Scale, up: Scale) -> str:
