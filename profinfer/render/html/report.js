@@ -147,12 +147,4 @@
     }
   }, { rootMargin: "-10% 0px -80% 0px" });
   all("main > section").forEach((section) => seen.observe(section));
-
-  // -- print: nothing stays folded ------------------------------------------------------------------
-  let folded = [];
-  addEventListener("beforeprint", () => {
-    folded = all("details:not([open])");
-    folded.forEach((d) => { d.open = true; });
-  });
-  addEventListener("afterprint", () => folded.forEach((d) => { d.open = false; }));
 })();
