@@ -50,10 +50,10 @@ def write(path: Path, trace: Trace, selections: list[Selection], *, narrowed: bo
     Raises:
         ProfinferError: the file cannot be written.
     """
-    from profinfer.cli import htmlsections
+    from profinfer.cli import htmlsections, htmlsource
     from profinfer.render.html.page import render
 
-    source = htmlsections.source(trace, selections, narrowed)
+    source = htmlsource.source(trace, selections, narrowed)
     page = _page(trace, selections, htmlsections.sections(source))
     text = render(page).encode("utf-8", "replace")
     # It appears whole or not at all; a device or a pipe has to be written as it is.
@@ -80,11 +80,11 @@ def write_plots(
         UsageProblem: one of them is there already.
         ProfinferError: they cannot be written.
     """
-    from profinfer.cli import htmlsections
+    from profinfer.cli import htmlsections, htmlsource
     from profinfer.render.html.charts import Bars, Plot
     from profinfer.render.html.standalone import standalone
 
-    made = htmlsections.sections(htmlsections.source(trace, selections, narrowed))
+    made = htmlsections.sections(htmlsource.source(trace, selections, narrowed))
     charts = [p for section in made for p in section.parts if isinstance(p, Plot | Bars)]
     files = {folder / f"{chart.name}.svg": chart for chart in charts}
     there = [path for path in files if path.exists()]

@@ -7,7 +7,7 @@ in the page and in its contents. Computes nothing.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 
 from profinfer.analysis import (
@@ -25,65 +25,23 @@ from profinfer.analysis import (
     threads,
     tokens,
 )
-from profinfer.analysis.result import Result
 from profinfer.analysis.roofs import of_trace
 from profinfer.analysis.steps import decode_steps
+from profinfer.cli.htmlmodel import expert_section, graph_section
+from profinfer.cli.htmlsource import Part, Source, parts_of
 from profinfer.model.selection import Selection
-from profinfer.model.trace import Trace
 from profinfer.render.html import operatorfigures, threadfigures, tokenfigures
-from profinfer.render.html.charts import Chart
 from profinfer.render.html.section import Fold, Section
 
-Part = Chart | Result | Fold
 OUTLIERS_MAX = 300  # slow tokens whose reason is looked for
 NODES_MAX = 1000  # rows of single operators
 ROWS_MAX = 300  # of other tables that may be long; each says what it leaves out
-
-
-@dataclass(frozen=True)
-class Source:
-    """What sections are made from.
-
-    Attributes:
-        trace: the trace.
-        selections: one per phase that is reported, the main one first.
-        narrowed: only a part of each graph is wanted.
-        colours: colour of each role.
-    """
-
-    trace: Trace
-    selections: list[Selection]
-    narrowed: bool
-    colours: dict[str, int] = field(default_factory=dict)
-
-    @property
-    def main(self) -> Selection:
-        """The phase that charts are of."""
-        return self.selections[0]
-
-    @property
-    def has_ops(self) -> bool:
-        """Operators were recorded."""
-        return len(self.trace.ops) > 0
-
-
-def source(trace: Trace, selections: list[Selection], narrowed: bool) -> Source:
-    """Give every role its colour, slowest first."""
-    colours = {}
-    if len(trace.ops) and selections:
-        by_role = operators.by(trace, selections[0], "role")
-        colours = operatorfigures.tones([str(r) for r in by_role.frame["role"]])
-    return Source(trace, selections, narrowed, colours)
 
 
 def sections(made_from: Source) -> list[Section]:
     """All sections that have something to show."""
     made = [make(made_from) for make in SECTIONS]
     return [s for s in made if s is not None and s.parts]
-
-
-def _parts(*parts: Part | None) -> list[Part]:
-    return [p for p in parts if p is not None]
 
 
 def _tokens(source: Source) -> Section | None:
@@ -98,7 +56,7 @@ def _tokens(source: Source) -> Section | None:
     return Section(
         "tokens",
         "Tokens",
-        _parts(
+        parts_of(
             tokenfigures.token_times(steps, slow, *outliers.found(steps)),
             slow if len(slow.frame) else None,
             outliers.percentiles(trace, decode),
@@ -120,7 +78,7 @@ def _kv(source: Source) -> Section | None:
     return Section(
         "kv-cache",
         "KV cache",
-        _parts(
+        parts_of(
             tokenfigures.growth(steps),
             growth.growth(trace, decode),
             stairs if len(stairs.frame) > 1 else None,
@@ -139,7 +97,7 @@ def _where(source: Source, chosen: Selection, key: str, title: str) -> Section:
         main = chosen is source.main
         if main:
             picture = operatorfigures.layers(layerroles.layer_roles(trace, chosen), source.colours)
-            parts += _parts(picture)
+            parts += parts_of(picture)
         parts += [
             operators.by(trace, chosen, "role"),
             Fold(operators.by(trace, chosen, "op")),
@@ -168,7 +126,7 @@ def _other_phase(source: Source, number: int) -> Section | None:
     if chosen.phase != "prefill":
         return section
     every = prompts.prompts([source.trace])
-    more = _parts(tokenfigures.prefill_speed(every), every if len(every.frame) else None)
+    more = parts_of(tokenfigures.prefill_speed(every), every if len(every.frame) else None)
     return replace(section, parts=[*more, *section.parts])
 
 
@@ -195,7 +153,7 @@ def _roofline(source: Source) -> Section | None:
     return Section(
         "roofline",
         "Memory or compute",
-        _parts(picture, by_role, Fold(by_shape)),
+        parts_of(picture, by_role, Fold(by_shape)),
         "How fast operators compute and move data, from shapes and types alone.",
     )
 
@@ -205,10 +163,10 @@ def _threads(source: Source) -> Section | None:
         return None
     trace, chosen = source.trace, source.main
     told = threads.threads(trace, chosen, states=False)
-    parts = _parts(threadfigures.threads(told), told)
+    parts = parts_of(threadfigures.threads(told), told)
     if trace.has_sched:
         states = scheduling.thread_states(trace, chosen)
-        parts += _parts(threadfigures.states(states), states)
+        parts += parts_of(threadfigures.states(states), states)
     return Section("threads", "Threads", parts)
 
 
@@ -222,7 +180,7 @@ def _memory(source: Source) -> Section | None:
     return Section(
         "memory",
         "Memory and disk",
-        _parts(
+        parts_of(
             memory.overview(trace),
             threadfigures.memory(over_time),
             memory.by_when(trace),
@@ -237,7 +195,7 @@ def _recording(source: Source) -> Section | None:
     return Section(
         "recording",
         "The recording",
-        _parts(
+        parts_of(
             overview.overview(trace),
             overview.phases(trace) if len(trace.calls) else None,
             answers if answers is not None and len(answers.frame) > 1 else None,
@@ -247,7 +205,8 @@ def _recording(source: Source) -> Section | None:
 
 
 SECTIONS: tuple[Callable[[Source], Section | None], ...] = (
-    _main_phase, _tokens, _kv, _matmuls, _roofline, _threads, _memory,
+    _main_phase, _tokens, _kv, _matmuls, expert_section, _roofline, _threads, _memory,
+    graph_section,
     partial(_other_phase, number=1), partial(_other_phase, number=2),
     partial(_other_phase, number=3), _recording,
 )  # fmt: skip

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 from xml.etree import ElementTree
@@ -73,6 +74,26 @@ def test_every_trace_has_a_sound_page(name: str, tmp_path: Path) -> None:
     assert {"summary", "time", "recording"} <= set(ids)
 
 
+def test_experts_and_the_graph_have_their_sections(tmp_path: Path) -> None:
+    out = tmp_path / "r.html"
+    assert html(GOLDEN / "routed.pf", out) == 0
+    ids = [a["id"] for _, a in checked(out).tags if a.get("id")]
+    assert {"experts", "experts-experts_by_layer", "graph"} <= set(ids)
+    assert html(GOLDEN / "generation.pf", out) == 0
+    ids = [a["id"] for _, a in checked(out).tags if a.get("id")]
+    assert "graph" in ids and "experts" not in ids
+    assert shutil.which("dot") is None or "layer-graph" in ids
+
+
+def test_without_graphviz_the_page_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "/nowhere")
+    out = tmp_path / "r.html"
+    assert html(GOLDEN / "generation.pf", out) == 0
+    checker = checked(out)
+    assert "Graphviz is not installed" in "".join(checker.text)
+    assert "layer-graph" not in [a.get("id") for _, a in checker.tags]
+
+
 def test_the_page_loads_nothing(tmp_path: Path) -> None:
     out = tmp_path / "r.html"
     assert html(GOLDEN / "generation.pf", out) == 0
@@ -86,7 +107,8 @@ def test_the_page_loads_nothing(tmp_path: Path) -> None:
     assert policy and policy.startswith("default-src 'none'") and "unsafe" not in policy
     text = out.read_text()
     assert not re.search(r"url\(|@import|fetch\(|XMLHttpRequest|WebSocket", text)
-    assert set(re.findall(r"https?://[^\"']+", text)) <= {"http://www.w3.org/2000/svg"}
+    names = {"http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"}  # of namespaces
+    assert set(re.findall(r"https?://[^\"']+", text)) <= names
 
 
 def test_names_are_no_markup(tmp_path: Path) -> None:

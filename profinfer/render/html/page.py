@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from importlib.resources import files
@@ -137,10 +138,18 @@ def _told_once(result: Result, said: frozenset[str]) -> Result:
     return replace(result, notes=tuple(fresh))
 
 
+def _drawing(chart: Drawing) -> str:
+    # Graphviz numbers what it draws, some things twice; nothing refers to these ids.
+    svg = re.sub(r' id="[^"]*"', "", chart.svg)
+    return tag(
+        "div", svg, class_="scroll drawing", tabindex=0, role="region", aria_label=chart.title
+    )
+
+
 def _figure(chart: Chart) -> str:
     caption = tag("figcaption", tag("h3", esc(chart.title)), tag("p", esc(chart.about)))
     if isinstance(chart, Drawing):
-        return tag("figure", caption, tag("div", chart.svg, class_="scroll"), id=chart.name)
+        return tag("figure", caption, _drawing(chart), id=chart.name)
     said = plot.tips(chart) if isinstance(chart, Plot) else bars.tips(chart)
     told = json.dumps(said, ensure_ascii=False).replace("<", "\\u003c")
     return tag(
