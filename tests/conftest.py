@@ -1,7 +1,8 @@
 """What every tier shares: the terminal, the machine's abilities, programs and models.
 
 A test says what it needs by its marker: none (runs anywhere), ``bpf`` (root and BPF), ``e2e``
-(that, and the engine and model that ``make setup`` leaves in the cache folder). What is missing
+(that, and the engine and model that ``make setup`` leaves in the cache folder), ``browser``
+(chromium). What is missing
 is a skip with its reason, or, with ``--require-all`` or ``CI=true``, a failure.
 
 Fixtures to record with: ``run_profinfer``, ``fake_ggml`` and ``build_fake_ggml`` (the C target with
@@ -19,6 +20,7 @@ from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any, Protocol
 
+import browser
 import pytest
 
 REPO = Path(__file__).resolve().parents[1]
@@ -39,7 +41,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("profinfer")
     group.addoption(
         "--require-all", action="store_true", default=os.environ.get("CI") == "true",
-        help="a bpf or e2e test that would be skipped fails (default in CI)",
+        help="a bpf, e2e or browser test that would be skipped fails (default in CI)",
     )  # fmt: skip
     group.addoption("--update-golden", action="store_true", help="rewrite tests/golden")
 
@@ -66,7 +68,14 @@ def e2e_obstacle() -> str | None:
     return bpf_obstacle()
 
 
-_OBSTACLES = {"bpf": bpf_obstacle, "e2e": e2e_obstacle}
+def browser_obstacle() -> str | None:
+    """Why no page can be shown, or None."""
+    if browser.program() is None:
+        return "needs chromium (apt package chromium; run: make setup)"
+    return None
+
+
+_OBSTACLES = {"bpf": bpf_obstacle, "e2e": e2e_obstacle, "browser": browser_obstacle}
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -5,14 +5,17 @@ Decides which views there are and in which order; computes nothing.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from profinfer.cli import options
+from profinfer.cli.show import to_terminal
 from profinfer.cli.views import (
     BY_EXPERTS,
     PHASES,
+    STEPS,
     VIEWS,
     ReportOptions,
     fault_views,
@@ -21,7 +24,6 @@ from profinfer.cli.views import (
 from profinfer.errors import ProfinferError, UsageProblem
 
 if TYPE_CHECKING:
-    from profinfer.analysis.result import Result
     from profinfer.model.selection import Selection
     from profinfer.model.trace import Trace
 
@@ -54,6 +56,19 @@ class EmptyTrace(ProfinferError):
 @click.option("--faults", is_flag=True, help="Page faults, disk reads, and memory over time.")
 @click.option("--counters", is_flag=True, help="What counters counted: see record --counters.")
 @click.option("--experts", is_flag=True, help="Mixture of experts: what was chosen, and reuse.")
+@click.option(
+    "--html",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Write it all as one HTML file with charts instead.",
+)
+@click.option(
+    "--plots",
+    type=click.Path(path_type=Path),
+    metavar="FOLDER",
+    help="Write its charts as SVG files there instead.",
+)
+@click.option("-f", "--force", is_flag=True, help="Let --html and --plots replace any file.")
 def command(
     trace: str,
     by: str | None,
@@ -69,6 +84,9 @@ def command(
     faults: bool,
     counters: bool,
     experts: bool,
+    html: Path | None,
+    plots: Path | None,
+    force: bool,
 ) -> None:
     """Print what TRACE says: how fast, where the time went, what is missing.
 
@@ -76,24 +94,25 @@ def command(
     role and layer, the slowest operators, the threads. Warm-up runs are left out.
     """
     op = op and op.upper()
-    report(
-        trace,
-        ReportOptions(
-            by,
-            phase,
-            tokens,
-            op,
-            layer,
-            top,
-            form,
-            warmup,
-            roofline,
-            corrected,
-            faults,
-            counters,
-            experts,
-        ),
+    asked = ReportOptions(
+        by,
+        phase,
+        tokens,
+        op,
+        layer,
+        top,
+        form,
+        warmup,
+        roofline,
+        corrected,
+        faults,
+        counters,
+        experts,
     )
+    if html is not None or plots is not None:
+        write_files(trace, asked, html, plots, force)
+    else:
+        report(trace, asked)
 
 
 def report(path: str, asked: ReportOptions) -> None:
@@ -123,7 +142,43 @@ def report(path: str, asked: ReportOptions) -> None:
             raise UsageProblem("CSV holds one table, this would be several", f"one of {names}")
         click.echo(to_csv(results[0]), nl=False)
     else:
-        _print(results)
+        to_terminal(results)
+
+
+def write_files(
+    path: str, asked: ReportOptions, page: Path | None, plots: Path | None, force: bool
+) -> None:
+    """Write the report of the trace at ``path`` as one HTML file, its charts as SVG files.
+
+    Raises:
+        TraceError: the file is no trace.
+        EmptyTrace: it holds neither calls nor graphs, or none that were asked for.
+        UsageProblem: the options contradict each other, or the target holds something else.
+        ProfinferError: the target cannot be written.
+    """
+    from profinfer.cli import html
+    from profinfer.model.trace import Trace
+    from profinfer.units import format_bytes, format_things
+
+    parts = (asked.by, asked.roofline, asked.faults, asked.counters, asked.corrected, asked.experts)
+    if any(parts) or asked.form != "table" or asked.top:
+        option = "--html" if page else "--plots"
+        raise UsageProblem(
+            f"{option} holds every view",
+            f"{option} with --phase, --tokens, --op, --layer or --warmup",
+        )
+    _check_usage(asked)
+    if page is not None:
+        html.check_target(page, Path(path), force)
+    trace = Trace.open(path)
+    _check_level(trace, asked)
+    selections = _selections(trace, asked)
+    if page is not None:
+        size = html.write(page, trace, selections, narrowed=asked.narrowed)
+        click.echo(f"Wrote {page} ({format_bytes(size)}): open it in a browser", err=True)
+    if plots is not None:
+        files = html.write_plots(plots, trace, selections, narrowed=asked.narrowed, force=force)
+        click.echo(f"Wrote {format_things(len(files), 'plot')} to {plots}", err=True)
 
 
 def _check_usage(asked: ReportOptions) -> None:
@@ -131,12 +186,14 @@ def _check_usage(asked: ReportOptions) -> None:
         raise UsageProblem("--format csv needs one view", "--format csv --by op --phase decode")
     if asked.tokens and asked.phase not in (None, "decode", "all"):
         raise UsageProblem("--tokens counts decoded tokens", "--phase decode --tokens 0:10")
-    if asked.by == "token" and asked.narrowed:
-        raise UsageProblem("--by token shows whole calls", "leave out --op and --layer")
+    if asked.by in ("token", "prompt", *STEPS) and asked.narrowed:
+        raise UsageProblem(f"--by {asked.by} shows whole calls", "leave out --op and --layer")
+    if asked.by in STEPS and asked.phase not in (None, "decode", "all"):
+        raise UsageProblem(f"--by {asked.by} is about decoded tokens", f"--by {asked.by}")
     if asked.roofline and asked.counters:
         raise UsageProblem("--roofline and --counters are two views", "give one of them")
     view = "--roofline" if asked.roofline else "--counters" if asked.counters else None
-    if view and asked.by in ("thread", "token", "generation", "tensor"):
+    if view and asked.by in ("thread", "token", "generation", "tensor", "matmul", "prompt", *STEPS):
         raise UsageProblem(f"{view} knows no --by {asked.by}", f"{view} --by op")
     if asked.of_experts:
         _check_experts(asked)
@@ -184,7 +241,7 @@ def _check_level(trace: Trace, asked: ReportOptions) -> None:
     if asked.faults and not trace.has_faults:
         why = trace.meta.memory.get("why") or "profinfer was older"
         raise UsageProblem(f"{trace.path} holds no page faults: {why}", "profinfer record --faults")
-    needs_ops = asked.by not in (None, "token", "generation", "tensor")
+    needs_ops = asked.by not in (None, "token", "generation", "tensor", "prompt", *STEPS)
     needs_ops = needs_ops or asked.narrowed or asked.roofline or asked.corrected or asked.counters
     if needs_ops and not len(trace.ops):
         level = trace.meta.plan.level or "graph"
@@ -241,7 +298,7 @@ def _selections(trace: Trace, asked: ReportOptions) -> list[Selection]:
         found = [select(None, True)]
     elif asked.phase is not None:
         found = [select(asked.phase)]
-    elif asked.tokens is not None:
+    elif asked.tokens is not None or asked.by in STEPS:
         found = [select("decode")]
     elif asked.by == "token":
         found = [select(None)]
@@ -262,48 +319,6 @@ def _selections(trace: Trace, asked: ReportOptions) -> list[Selection]:
             f"profinfer report {trace.path} --by layer, or --by op, shows what there is",
         )
     return found
-
-
-def _print(results: list[Result]) -> None:
-    """To stdout. Each note once, but every view that something is missing from says so."""
-    from rich.console import Console
-
-    from profinfer.analysis.result import Note
-    from profinfer.render.console import note_lines, render
-
-    console = Console(highlight=False, soft_wrap=False)
-    said: set[str] = set()
-    for number, result in enumerate(results):
-        if number:
-            console.print()
-        if result.name == "self_check":
-            well = all(n.severity == "info" for n in result.notes)
-            told = result.notes
-            if well:
-                told = (Note("info", f"Self-check: all well. {_sentence(result)}"),)
-            else:
-                console.print("Self-check: not all is well", style="bold")
-            for line in note_lines(told, console.width):
-                console.print(line)
-            continue
-        if result.name == "findings":
-            console.print("Findings", style="bold", end="")
-            console.print(f"  {result.scope}", style="dim")
-            for line in note_lines(result.notes, console.width):
-                console.print(line, style="default")
-            continue
-        fresh = [n for n in result.notes if n.text not in said]
-        if any(n.severity != "info" and n.text in said for n in result.notes):
-            fresh.append(Note("warning", "not everything was recorded, see the warnings above"))
-        said |= {n.text for n in result.notes}
-        console.print(render(result, console, footer=False))
-        for line in note_lines(fresh, console.width):
-            console.print(line)
-
-
-def _sentence(result: Result) -> str:
-    text = result.notes[0].text
-    return text[:1].upper() + text[1:] + "."
 
 
 def _about(trace: Trace) -> dict[str, Any]:

@@ -11,8 +11,12 @@ if TYPE_CHECKING:
     from profinfer.model.selection import Selection
     from profinfer.model.trace import Trace
 
-VIEWS = ("op", "layer", "role", "node", "shape", "thread", "token", "generation", "tensor",
-         "expert", "reuse", "cache")  # fmt: skip
+VIEWS = (
+    "op", "layer", "role", "node", "shape", "thread", "token", "generation", "tensor",
+    "position", "outlier", "matmul", "prompt", "expert", "reuse", "cache",
+)  # fmt: skip
+# Views of decode steps.
+STEPS = ("position", "outlier")
 EXPERT_VIEWS = ("expert", "reuse", "cache")  # of experts alone; those that follow have others too
 BY_EXPERTS = (*EXPERT_VIEWS, "layer", "token")
 # Reported one by one, those that the trace has.
@@ -71,8 +75,10 @@ def views(trace: Trace, asked: ReportOptions, selections: list[Selection]) -> It
     from profinfer.analysis import (
         findings,
         generations,
+        matmuls,
         operators,
         overview,
+        prompts,
         scheduling,
         threads,
         tokens,
@@ -87,6 +93,9 @@ def views(trace: Trace, asked: ReportOptions, selections: list[Selection]) -> It
 
     if asked.by == "generation":
         yield generations.generations(trace, asked.top)
+        return
+    if asked.by == "prompt":
+        yield prompts.prompts([trace])
         return
     top = asked.top or (TOP_VIEW if human else None)
     if asked.roofline:
@@ -111,15 +120,19 @@ def views(trace: Trace, asked: ReportOptions, selections: list[Selection]) -> It
                     yield scheduling.thread_states(trace, chosen, found)
             elif asked.by == "token":
                 yield tokens.tokens(trace, chosen, asked.top)
+            elif asked.by in STEPS:
+                yield from _steps(trace, asked, chosen, top)
+            elif asked.by == "matmul":
+                yield matmuls.matmuls(trace, chosen, top)
             else:
                 yield shown(operators.by(trace, chosen, asked.by), chosen)
         return
     yield overview.overview(trace)
     if len(trace.calls):
         yield overview.phases(trace)
-        prompts = generations.generations(trace, TOP if human else None)
-        if len(prompts.frame) > 1:
-            yield prompts
+        answers = generations.generations(trace, TOP if human else None)
+        if len(answers.frame) > 1:
+            yield answers
     found_all = findings.result(trace, trace.select())
     if len(found_all.frame) or not human:
         yield found_all
@@ -192,6 +205,22 @@ def _experts(trace: Trace, asked: ReportOptions, selections: list[Selection]) ->
             yield experts.by_token(trace, chosen, top if asked.top or asked.by is None else None)
         if asked.by == "expert" or every:
             yield experts.by_expert(trace, chosen, top)
+
+
+def _steps(
+    trace: Trace, asked: ReportOptions, chosen: Selection, top: int | None
+) -> Iterator[Result]:
+    """How decode steps grow and where they jump, or how they spread and which are slow."""
+    from profinfer.analysis import growth, outliers
+
+    if asked.by == "position":
+        yield growth.growth(trace, chosen)
+        if asked.form != "csv" and len(trace.ops):
+            yield growth.staircase(trace, chosen)
+        return
+    if asked.form != "csv":
+        yield outliers.percentiles(trace, chosen)
+    yield outliers.outliers(trace, chosen, top)
 
 
 def _by_layer(trace: Trace, selection: Selection) -> Result:

@@ -7,45 +7,19 @@ where there is room, and what is left over becomes the bar. Must not import the 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Any
 
-import pandas as pd
 from rich.console import Console, Group, RenderableType
 from rich.text import Text
 
-from profinfer import units
-from profinfer.analysis.result import Column, Note, Result
+from profinfer.analysis.result import Note, Result
+from profinfer.render.cells import Cells, column_cells, missing, single
 
 BAR_MAX = 24
 BAR_MIN = 4
 TEXT_MIN = 8
 _EIGHTHS = " ▏▎▍▌▋▊▉"
-_RATES = {
-    "bytes_per_s": ("GB/s", 1e9),
-    "flop_per_s": ("GFLOP/s", 1e9),
-    "flop_per_byte": ("FLOP/B", 1.0),
-    "per_cycle": ("", 1.0),
-    "number": ("", 1.0),
-}
 _STYLE = {"info": "dim", "warning": "yellow", "error": "bold red"}
 _SIGN = {"info": "", "warning": "Warning: ", "error": "ERROR: "}
-
-
-@dataclass
-class _Cells:
-    """One column, formatted."""
-
-    title: str
-    unit: str
-    cells: list[str]
-    total: str
-    left: bool
-    ratios: list[float] | None = None
-
-    @property
-    def width(self) -> int:
-        return max(map(len, (self.title, self.unit, self.total, *self.cells)), default=0)
 
 
 def render(result: Result, console: Console, *, footer: bool = True) -> RenderableType:
@@ -108,7 +82,7 @@ def _fit(text: str, width: int) -> str:
 def _record(result: Result, width: int) -> list[Text]:
     """Texts line by line, then the numbers in three columns."""
     row = result.frame.iloc[0]
-    shown = [c for c in result.columns if not _missing(row[c.name])]
+    shown = [c for c in result.columns if not missing(row[c.name])]
     texts = [c for c in shown if c.unit == "text"]
     numbers = [c for c in shown if c.unit != "text"]
     label = max((len(c.title) for c in texts), default=0)
@@ -135,89 +109,14 @@ def _record(result: Result, width: int) -> list[Text]:
     return out
 
 
-def single(value: Any, unit: str) -> str:
-    """One value with its unit."""
-    if unit == "ns":
-        return units.format_ns(value)
-    if unit == "bytes":
-        return units.format_bytes(value)
-    if unit == "per_s":
-        return units.format_rate(value, "tok")
-    if unit == "ratio":
-        return units.format_percent(value)
-    if unit == "count":
-        return units.format_count(value)
-    return str(value)
-
-
 # -- tables ------------------------------------------------------------------------------------
 
 
-def _missing(value: Any) -> bool:
-    return value is None or bool(pd.isna(value))
-
-
-def _column(column: Column, result: Result) -> _Cells:
-    """Format one column; all its cells get the same unit and number of digits."""
-    values = result.frame[column.name].tolist()
-    total = (result.total or {}).get(column.name)
-    ratios = None
-    unit = ""
-    if column.unit == "ns":
-        unit, scale, digits = _time_unit(column, result)
-        cells = [_number(v, scale, digits) for v in (*values, total)]
-    elif column.unit == "ratio":
-        unit = "%"
-        cells = [_number(v, 0.01, 1) for v in (*values, total)]
-        if column.bar:
-            ratios = [0.0 if _missing(v) else float(v) for v in values]
-    elif column.unit in _RATES:
-        unit, scale = _RATES[column.unit]
-        known = [abs(v) / scale for v in values if not _missing(v)]
-        digits = 1 if max(known, default=0) >= 10 else 2
-        cells = [_number(v, scale, digits) for v in (*values, total)]
-    elif column.unit == "per_s":
-        cells = [_number(v, 1, 1) for v in (*values, total)]
-    elif column.unit == "count":
-        cells = [_number(v, 1, 0) for v in (*values, total)]
-    elif column.unit == "bytes":
-        cells = [units.format_bytes(None if _missing(v) else v) for v in (*values, total)]
-    else:
-        cells = ["-" if _missing(v) else str(v) for v in (*values, total)]
-    if _missing(total):
-        cells[-1] = ""
-    return _Cells(column.title, unit, cells[:-1], cells[-1], column.unit == "text", ratios)
-
-
-def _time_unit(column: Column, result: Result) -> tuple[str, float, int]:
-    """Unit, nanoseconds in it and digits, by the largest row of this column and those like it."""
-    alike = [c.name for c in result.columns if c.like and c.like == column.like]
-    known = (
-        abs(v)
-        for name in alike or [column.name]
-        for v in result.frame[name].tolist()
-        if not _missing(v)
-    )
-    most = max(known, default=0)
-    if most < 1e7:
-        return "µs", 1e3, 1 if most >= 1e4 else 2
-    return "ms", 1e6, 1 if most >= 1e8 else 2
-
-
-def _number(value: Any, scale: float, digits: int) -> str:
-    if _missing(value):
-        return units.MISSING
-    scaled = value / scale
-    if value and abs(scaled) < 0.5 * 10**-digits:
-        return f"<{10**-digits:.{digits}f}" if value > 0 else "<0"
-    return f"{scaled:,.{digits}f}"
-
-
 def _table(result: Result, width: int) -> list[Text]:
-    columns = [_column(c, result) for c in result.columns if not c.detail]
+    columns = [column_cells(c, result) for c in result.columns if not c.detail]
     details = [c for c in result.columns if c.detail]
     for column in details:
-        extra = _column(column, result)
+        extra = column_cells(column, result)
         if sum(c.width + 2 for c in (*columns, extra)) + BAR_MIN <= width:
             columns.append(extra)
     widths = _widths(columns, width)
@@ -236,11 +135,11 @@ def _table(result: Result, width: int) -> list[Text]:
     return lines
 
 
-def _gap(columns: list[_Cells]) -> int:
+def _gap(columns: list[Cells]) -> int:
     return 2 if len(columns) < 8 else 1
 
 
-def _widths(columns: list[_Cells], width: int) -> list[int]:
+def _widths(columns: list[Cells], width: int) -> list[int]:
     """Natural widths; the widest text columns shrink until a line fits."""
     widths = [c.width for c in columns]
     gap = _gap(columns)
@@ -255,7 +154,7 @@ def _widths(columns: list[_Cells], width: int) -> list[int]:
     return widths
 
 
-def _bar_width(columns: list[_Cells], widths: list[int], width: int) -> int:
+def _bar_width(columns: list[Cells], widths: list[int], width: int) -> int:
     if not any(c.ratios for c in columns):
         return 0
     left = width - 2 - sum(widths) - _gap(columns) * (len(widths) - 1) - 1
@@ -264,7 +163,7 @@ def _bar_width(columns: list[_Cells], widths: list[int], width: int) -> int:
 
 def _line(
     cells: list[str],
-    columns: list[_Cells],
+    columns: list[Cells],
     widths: list[int],
     bar: int,
     share: float | None,

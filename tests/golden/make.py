@@ -14,6 +14,7 @@ sys.path.insert(0, str(HERE.parent))
 sys.path.insert(0, str(HERE.parent.parent))
 
 from builders import TraceBuilder, llama_graph, sample_run  # noqa: E402
+from kvruns import kv_run  # noqa: E402
 from moetraces import MoeRun  # noqa: E402
 
 
@@ -179,6 +180,11 @@ def routed() -> bytes:
     return run.builder.bytes()
 
 
+def growing() -> bytes:
+    """Attention that grows in steps, and five tokens that are slow for five reasons."""
+    return kv_run(90).bytes()
+
+
 TRACES = {
     "generation": generation,
     "pair": pair,
@@ -188,6 +194,7 @@ TRACES = {
     "evicted": evicted,
     "counted": counted,
     "routed": routed,
+    "growing": growing,
 }
 
 

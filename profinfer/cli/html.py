@@ -1,0 +1,152 @@
+"""Layer 8: ``report --html``: the sections become one file. Computes nothing."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from profinfer.errors import ProfinferError, UsageProblem
+
+if TYPE_CHECKING:
+    from profinfer.analysis.result import Result
+    from profinfer.model.selection import Selection
+    from profinfer.model.trace import Trace
+    from profinfer.render.html.section import Page, Section, Tile
+
+
+def check_target(path: Path, trace: Path, force: bool) -> None:
+    """Refuse, before any work, a file that is there and is no report of ours.
+
+    Raises:
+        UsageProblem: it is the trace, a folder, or something that profinfer did not write.
+    """
+    from profinfer.render.html.page import SIGNATURE
+
+    if path.is_dir():
+        raise UsageProblem(f"{path} is a folder", f"--html {path / 'report.html'}")
+    if not path.exists():
+        return
+    if trace.exists() and os.path.samefile(path, trace):
+        raise UsageProblem(f"{path} is the recording itself", "another name with --html")
+    if force or not path.is_file():
+        return
+    try:
+        with path.open("rb") as file:
+            begin = file.read(len(SIGNATURE))
+    except OSError as error:
+        raise _failed(path, error) from error
+    if begin and begin != SIGNATURE.encode():
+        raise UsageProblem(
+            f"{path} exists and is no report of profinfer",
+            "--force to replace it, or another name with --html",
+        )
+
+
+def write(path: Path, trace: Trace, selections: list[Selection], *, narrowed: bool) -> int:
+    """Write the report; returns its bytes.
+
+    Raises:
+        ProfinferError: the file cannot be written.
+    """
+    from profinfer.cli import htmlsections, htmlsource
+    from profinfer.render.html.page import render
+
+    source = htmlsource.source(trace, selections, narrowed)
+    page = _page(trace, selections, htmlsections.sections(source))
+    text = render(page).encode("utf-8", "replace")
+    # It appears whole or not at all; a device or a pipe has to be written as it is.
+    whole = path.is_file() or not path.exists()
+    part = path.with_name(path.name + ".part") if whole else path
+    try:
+        part.write_bytes(text)
+        if whole:
+            part.replace(path)
+    except OSError as error:
+        raise _failed(path, error) from error
+    finally:
+        if whole:
+            part.unlink(missing_ok=True)
+    return len(text)
+
+
+def write_plots(
+    folder: Path, trace: Trace, selections: list[Selection], *, narrowed: bool, force: bool
+) -> list[Path]:
+    """Write every chart of the report as an SVG file; returns the files.
+
+    Raises:
+        UsageProblem: one of them is there already.
+        ProfinferError: they cannot be written.
+    """
+    from profinfer.cli import htmlsections, htmlsource
+    from profinfer.render.html.charts import Bars, Plot
+    from profinfer.render.html.standalone import standalone
+
+    made = htmlsections.sections(htmlsource.source(trace, selections, narrowed))
+    charts = [p for section in made for p in section.parts if isinstance(p, Plot | Bars)]
+    files = {folder / f"{chart.name}.svg": chart for chart in charts}
+    there = [path for path in files if path.exists()]
+    if there and not force:
+        raise UsageProblem(f"{there[0]} exists", "--force to overwrite it, or another folder")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for path, chart in files.items():
+            path.write_text(standalone(chart), encoding="utf-8", errors="replace")
+    except OSError as error:
+        raise _failed(folder, error) from error
+    return list(files)
+
+
+def _failed(path: Path, error: OSError) -> ProfinferError:
+    hint = "free some space, or another disk" if error.errno == errno.ENOSPC else None
+    if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.EROFS, errno.EPERM):
+        hint = f"a folder that exists and that you may write to, not {path.parent}"
+    return ProfinferError(f"cannot write {path}: {error.strerror or error}", hint)
+
+
+def _page(trace: Trace, selections: list[Selection], sections: list[Section]) -> Page:
+    from profinfer.analysis import findings, notes, overview
+    from profinfer.render.html.section import Page
+
+    run = overview.overview(trace)
+    row = run.frame.iloc[0]
+    name = row["model"] or row["program"]
+    facts = [str(row[n]) for n in ("engine", "program", "cpu") if row[n]]
+    if row["threads"]:
+        facts.append(f"{row['threads']} thread{'' if row['threads'] == '1' else 's'}")
+    facts.append(f"level {row['level']}")
+    facts.append((trace.meta.created_utc or "")[:16].replace("T", " ") + " UTC")
+    wrong = findings.result(trace, selections[0])
+    main = selections[0]
+    missing = notes.of(trace, main)
+    return Page(
+        str(name),
+        facts,
+        _tiles(run),
+        wrong.notes,
+        [n for n in missing if n.severity != "info"],
+        sections,
+        f"profinfer {trace.meta.profinfer}, from {trace.path.name}; {main.description}",
+    )
+
+
+# Of the overview, what a reader looks for first.
+_TILES = ("tpot_p50_ns", "decode_per_s", "ttft_ns", "prefill_per_s", "tpot_p99_ns", "probe_cost")
+
+
+def _tiles(run: Result) -> list[Tile]:
+    from profinfer.render.cells import missing, single
+    from profinfer.render.html.section import Tile
+
+    columns = {c.name: c for c in run.columns}
+    row = run.frame.iloc[0]
+    out = []
+    for name in _TILES:
+        column = columns[name]
+        if missing(row[name]):
+            continue
+        value, _, unit = single(row[name], column.unit).partition(" ")
+        out.append(Tile(column.title, value, unit, column.description))
+    return out

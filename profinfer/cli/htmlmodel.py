@@ -1,0 +1,66 @@
+"""Layer 8: sections of the page about the model: its experts, its graph of operators."""
+
+from __future__ import annotations
+
+from profinfer.analysis import dagviews, expertreuse, experts
+from profinfer.analysis.layerpattern import groups
+from profinfer.analysis.opgraph import definitions, op_graph
+from profinfer.cli.htmlsource import Part, Source, parts_of
+from profinfer.errors import EnvironmentProblem
+from profinfer.render.html.charts import Drawing
+from profinfer.render.html.section import Fold, Section
+from profinfer.render.svg import layer_svg
+
+EXPERTS_MAX = 300  # rows of single experts
+# Graphviz takes long for graphs with more nodes in a layer than this.
+DRAWN_MAX = 400
+
+
+def expert_section(source: Source) -> Section | None:
+    """Which experts tokens were sent to, when again, and what a cache of some would hit."""
+    trace, chosen = source.trace, source.main
+    if source.narrowed or not len(trace.experts):
+        return None
+    every = experts.by_expert(trace, chosen, EXPERTS_MAX)
+    if not len(every.frame):
+        return None
+    return Section(
+        "experts",
+        "Experts",
+        parts_of(
+            experts.overview(trace, chosen),
+            experts.by_layer(trace, chosen),
+            expertreuse.by_reuse(trace, chosen),
+            expertreuse.by_cache(trace, chosen, brief=True),
+            Fold(every),
+        ),
+    )
+
+
+def graph_section(source: Source) -> Section | None:
+    """The operators that the model is: in words, and one layer of those that repeat drawn."""
+    trace, chosen = source.trace, source.main
+    if source.narrowed or not source.has_ops:
+        return None
+    known = definitions(trace, chosen)
+    if not len(known):
+        return None
+    graph = op_graph(trace, int(known["def_id"].iloc[0]), chosen)
+    told = dagviews.summary(graph, len(known) - 1)
+    found = groups(graph)
+    drawing: Part | None = None
+    about = "What is computed, in which order, and what could run at the same time."
+    if found and len(found[0].items) <= DRAWN_MAX:
+        layer = found[0].layers[0]
+        try:
+            drawing = Drawing(
+                "layer-graph",
+                f"Operators of layer {layer}",
+                f"Layers {found[0].said} are alike. Heavy lines: the critical path. profinfer "
+                "graph draws other layers, other colours, and whole graphs.",
+                layer_svg(graph, layer),
+            )
+        except EnvironmentProblem as missing:
+            about += f" No drawing: {missing.message}."
+    rest = told[1:]
+    return Section("graph", "Operator graph", parts_of(told[0], drawing, *map(Fold, rest)), about)

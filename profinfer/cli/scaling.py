@@ -1,0 +1,58 @@
+"""Layer 8: ``profinfer scaling``: traces of the same work with different numbers of threads."""
+
+from __future__ import annotations
+
+import click
+
+from profinfer.cli import options
+from profinfer.cli.show import to_terminal
+from profinfer.errors import UsageProblem
+
+
+@click.command("scaling", short_help="Compare the same work with more and more threads.")
+@click.argument("traces", nargs=-1, required=True, type=click.Path(), metavar="TRACE...")
+@click.option(
+    "--phase",
+    type=click.Choice(("decode", "prefill")),
+    default="decode",
+    show_default=True,
+    help="What is compared; prefill adds its speed over the length of the prompt.",
+)
+@options.tokens_option
+@options.format_option
+def command(traces: tuple[str, ...], phase: str, tokens: tuple[int, int] | None, form: str) -> None:
+    """Compare TRACEs of the same work with 1, 2, 4, ... threads: speed-up, and what stops it.
+
+    Of several traces with the same number of threads the median counts.
+    """
+    from profinfer.analysis import prompts, scaling
+    from profinfer.model.trace import Trace
+
+    if tokens and phase != "decode":
+        raise UsageProblem("--tokens counts decoded tokens", "--phase decode --tokens 0:10")
+    opened = [Trace.open(path) for path in traces]
+    runs = []
+    for trace in opened:
+        measured = scaling.run(trace, trace.select(phase=phase, tokens=tokens))
+        if measured is None:
+            raise UsageProblem(
+                f"{trace.path} holds no operators of phase {phase}",
+                f"profinfer report {trace.path}, to see what there is",
+            )
+        runs.append(measured)
+    results = [scaling.by_threads(runs)]
+    if form != "csv":
+        results.append(scaling.by_role(runs))
+        if phase == "prefill":
+            results.append(prompts.prompts(opened))
+    if form == "json":
+        from profinfer.render.machine import to_json
+
+        about = {"paths": list(traces)}
+        click.echo(to_json(results, about, {"phase": phase, "tokens": tokens}))
+    elif form == "csv":
+        from profinfer.render.machine import to_csv
+
+        click.echo(to_csv(results[0]), nl=False)
+    else:
+        to_terminal(results)

@@ -1,0 +1,119 @@
+"""Layer 7: draws a ``Plot``: lines, bands and points between two axes.
+
+Must not import the command line.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+from profinfer.render.html.charts import Plot, Series
+from profinfer.render.html.drawing import (
+    Size,
+    gutter,
+    legend,
+    level,
+    paper,
+    point,
+    tone,
+    upright,
+    wide_of,
+)
+from profinfer.render.html.scales import Scale, scale, titled
+from profinfer.render.html.svg import label, num, tag
+
+
+def tips(plot: Plot) -> list[str]:
+    """What the values say when they are pointed at, in the order of ``data-points``."""
+    return [tip for series in plot.series for tip in series.tips]
+
+
+def draw(plot: Plot, size: Size) -> str:
+    """The SVG element."""
+    entries = [
+        (s.name, s.tone, "dashed" if s.dashed else s.kind if s.kind != "points" else s.mark)
+        for s in plot.series if s.name
+    ]  # fmt: skip
+    shown, above = legend(entries, 0.0, size.width)
+    top, bottom = above + 26, above + size.height - 44
+    heights = [v for s in plot.series for v in (*s.y, *s.low)]
+    up = scale(plot.y, heights, bottom, top)
+    labels = [s for s in plot.series if s.label]
+    right = size.width - max((wide_of(s.label) + 10 for s in labels), default=12.0)
+    across = scale(plot.x, [v for s in plot.series for v in s.x], gutter(up), right)
+    out = [
+        shown,
+        upright(up, across.start, across.stop, titled(plot.y, up)),
+        level(across, bottom, size, titled(plot.x, across)),
+    ]
+    out += _guides(plot, across, right, top, bottom)
+    out += [_series(series, across, up) for series in plot.series]
+    out += _labels(labels, across, up)
+    places = " ".join(
+        f"{num(across(x))} {num(up(y))}"
+        for s in plot.series if s.tips
+        for x, y in zip(s.x, s.y, strict=True)
+    )  # fmt: skip
+    said = f"{plot.title}. {plot.about}"
+    return paper(size, above + size.height, said, places, plot.near, *out)
+
+
+def _guides(plot: Plot, across: Scale, right: float, top: float, bottom: float) -> list[str]:
+    """Upright lines; a label that would lie on the one before is left out."""
+    out, free = [], 0.0
+    for place, text in plot.guides:
+        if not across.low <= place <= across.high:
+            continue
+        x, wide = across(place), wide_of(text)
+        out.append(tag("path", d=f"M{num(x)} {num(top)}V{num(bottom)}", class_="guide"))
+        after = x + 4 + wide <= right
+        begin = x + 4 if after else x - 4 - wide
+        if begin >= free:
+            out.append(
+                label(x + 4 if after else x - 4, top + 10, text, "start" if after else "end")
+            )
+            free = begin + wide + 6
+    return out
+
+
+def _series(series: Series, across: Scale, up: Scale) -> str:
+    colour = tone(series.tone)
+    if series.kind == "band":
+        return _band(series, across, up, colour)
+    if series.kind == "line":
+        pairs = [(across(x), up(y)) for x, y in zip(series.x, series.y, strict=True)
+                 if math.isfinite(y)]  # fmt: skip
+        dashes = "5 4" if series.dashed else None
+        return tag("path", d=_path(pairs), class_=f"line {colour}", stroke_dasharray=dashes)
+    inside, beyond = [], []
+    for x, y in zip(series.x, series.y, strict=True):
+        if not math.isfinite(y) or (up.log and y <= 0):
+            continue
+        if y > up.high:
+            beyond.append(point(across(x), up.stop, series.size + 1, "up"))
+        else:
+            inside.append(point(across(x), up(y), series.size, series.mark))
+    return tag("path", d="".join(inside + beyond), class_=f"dot {colour}")
+
+
+def _band(series: Series, across: Scale, up: Scale, colour: str) -> str:
+    upper = [(across(x), up(y)) for x, y in zip(series.x, series.y, strict=True)]
+    lower = [(across(x), up(y)) for x, y in zip(series.x, series.low, strict=True)]
+    return tag("path", d=_path([*upper, *reversed(lower)]) + "z", class_=f"band {colour}")
+
+
+def _path(pairs: Iterable[tuple[float, float]]) -> str:
+    return "M" + "L".join(f"{num(x)} {num(y)}" for x, y in pairs)
+
+
+def _labels(series: list[Series], across: Scale, up: Scale) -> list[str]:
+    """Names at the ends of lines, moved apart where they would touch, from the lowest on up."""
+    ends = sorted(((up(s.y[-1]), i) for i, s in enumerate(series)), reverse=True)
+    out, last = [], math.inf
+    for y, i in ends:
+        last = min(y, last - 13)
+        one = series[i]
+        x = across(one.x[-1]) + 6
+        out.append(label(x, last + 4, one.label, "start", f"end {tone(one.tone)}"))
+    return out
