@@ -114,7 +114,7 @@ def report(path: str, asked: ReportOptions) -> None:
     if asked.form == "json":
         from profinfer.render.machine import to_json
 
-        click.echo(to_json(results, _about(trace), _wanted(asked)))
+        click.echo(to_json(results, about(trace), _wanted(asked)))
     elif asked.form == "csv":
         from profinfer.render.machine import to_csv
 
@@ -306,7 +306,7 @@ def _sentence(result: Result) -> str:
     return text[:1].upper() + text[1:] + "."
 
 
-def _about(trace: Trace) -> dict[str, Any]:
+def about(trace: Trace) -> dict[str, Any]:
     """What the trace says of itself, for the JSON document."""
     meta = trace.meta
     return {

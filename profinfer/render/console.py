@@ -69,6 +69,11 @@ def render(result: Result, console: Console, *, footer: bool = True) -> Renderab
     return Group(*parts)
 
 
+def headline(text: str, width: int) -> list[Text]:
+    """A sentence that stands above everything else, wrapped at words."""
+    return [Text(line, style="bold") for line in _wrap(text, width)]
+
+
 def note_lines(notes: Iterable[Note], width: int) -> list[Text]:
     """Notes, wrapped at words, warnings first."""
     rank = {"error": 0, "warning": 1, "info": 2}
@@ -165,10 +170,10 @@ def _column(column: Column, result: Result) -> _Cells:
     unit = ""
     if column.unit == "ns":
         unit, scale, digits = _time_unit(column, result)
-        cells = [_number(v, scale, digits) for v in (*values, total)]
+        cells = [_number(v, scale, digits, column.signed) for v in (*values, total)]
     elif column.unit == "ratio":
         unit = "%"
-        cells = [_number(v, 0.01, 1) for v in (*values, total)]
+        cells = [_number(v, 0.01, 1, column.signed) for v in (*values, total)]
         if column.bar:
             ratios = [0.0 if _missing(v) else float(v) for v in values]
     elif column.unit in _RATES:
@@ -204,10 +209,12 @@ def _time_unit(column: Column, result: Result) -> tuple[str, float, int]:
     return "ms", 1e6, 1 if most >= 1e8 else 2
 
 
-def _number(value: Any, scale: float, digits: int) -> str:
+def _number(value: Any, scale: float, digits: int, signed: bool = False) -> str:
     if _missing(value):
         return units.MISSING
     scaled = value / scale
+    if signed:
+        return f"{scaled:+,.{digits}f}"
     if value and abs(scaled) < 0.5 * 10**-digits:
         return f"<{10**-digits:.{digits}f}" if value > 0 else "<0"
     return f"{scaled:,.{digits}f}"
