@@ -280,7 +280,7 @@ def _views(
         else:
             yield views.by(changes, "kind", top)
             graph = structure(changes, views.scope(changes.of))
-            if not number and (len(graph.frame) or graph.notes or not human):
+            if not human or (not number and (len(graph.frame) or graph.notes)):
                 yield graph
 
 

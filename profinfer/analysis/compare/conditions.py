@@ -94,7 +94,7 @@ def setup(a: Sequence[Trace], b: Sequence[Trace]) -> Result:
 def _oddities(a: Sequence[Trace], b: Sequence[Trace]) -> list[Note]:
     """Comparisons that cannot mean what they seem to."""
     out = []
-    marks = [(t.meta.clock.monotonic_ns, t.meta.target.pid, t.meta.created_utc) for t in (*a, *b)]
+    marks = [f"{t.meta.clock} {t.meta.target} {t.reader.trailer}" for t in (*a, *b)]
     if len(set(marks)) < len(marks):
         out.append(
             Note("warning", "the same recording is given twice: it does not differ from itself")

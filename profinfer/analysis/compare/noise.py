@@ -18,7 +18,9 @@ F64 = npt.NDArray[np.float64]
 Mask = npt.NDArray[np.bool_]
 
 LEVEL = 0.05  # chance of one false alarm in a table
-MATERIAL = 0.003  # of the time per token: an operator that changes by less is not named
+MATERIAL = 0.003  # of the time per token: operators below it are not judged, and what changed by
+# less is not named, where no runs of a side tell how much runs differ; where they do:
+MATERIAL_RUNS = 0.001
 PRIOR_DF = 4  # weight of the other operators' variance in that of one, as degrees of freedom
 FACTORS = 2  # ways at most in which runs of one side differ in all operators together
 FLOOR = 0.005  # of an operator's time; no comparison of single runs is finer than that
@@ -115,6 +117,11 @@ class Noise:
     df: int
     count: int
 
+    @property
+    def material(self) -> float:
+        """Part of the time per token from which on a change is named."""
+        return MATERIAL_RUNS if self.df else MATERIAL
+
     def judge(self, sample: Sample) -> Judged:
         """Judge groups of operators, or the whole."""
         loads = sample.around @ self.directions.T
@@ -190,8 +197,8 @@ def least_absolute(terms: F64, values: F64, error: F64, rounds: int = 50) -> F64
     weight: F64 = np.asarray(1 / error, float)
     out: F64 = np.zeros(terms.shape[1])
     for _ in range(rounds):
-        root = np.sqrt(weight)
-        out = np.asarray(np.linalg.lstsq(terms * root[:, None], values * root, rcond=None)[0])
+        scaled = (terms * weight[:, None]).T
+        out = np.asarray(np.linalg.pinv(scaled @ terms) @ (scaled @ values), float)
         off = np.abs(values - terms @ out)
         weight = 1 / (error * np.maximum(off, 1e-3 * scale))
     return out

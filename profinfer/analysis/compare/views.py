@@ -21,7 +21,7 @@ TIMES = (
 )
 OWN = Column("own", "own", "ratio", "Change beyond what all operators share.", signed=True)
 WAIT = Column(
-    "wait_ns", "of it wait", "ns", "Part of the difference in barriers, mean over threads.",
+    "wait_ns", "wait", "ns", "Part of the difference in barriers, mean over threads.",
     like="time", signed=True,
 )  # fmt: skip
 COMPUTE = Column(
@@ -100,7 +100,7 @@ def _outside(column: str, rest: dict[str, float]) -> pd.DataFrame:
     """The time per token in no operator, as one more row."""
     a, b = rest["a_ns"], rest["b_ns"]
     row = {column: OUTSIDE, **rest, "diff_ns": b - a, "change": b / a - 1 if a > 0 else np.nan,
-           "verdict": ""}  # fmt: skip
+           "verdict": "", "types": ""}  # fmt: skip
     return pd.DataFrame([row])
 
 
@@ -134,7 +134,7 @@ def _names(frame: pd.DataFrame, key: str) -> _Named:
         out["operator"] = (out["operator"] + "  L" + out["layer"]).where(inside, out["operator"])
     columns = [Column("operator", "operator", "text", "Weight or name, and operator type.")]
     if (frame["types_a"] != frame["types_b"])[(frame["a_ns"] > 0) & (frame["b_ns"] > 0)].any():
-        out["types"] = types
+        out["types"] = types.where(frame["types_a"] != frame["types_b"], "")
         columns.append(kinds)
     out["role"] = frame["role"] if key == "kind" else out["name"]
     what = "role" if key == "kind" else "node"
@@ -145,7 +145,7 @@ def _names(frame: pd.DataFrame, key: str) -> _Named:
 def _change(a: pd.Series, b: pd.Series) -> pd.Series:
     """What both have, or "a > b"."""
     one = a.where(a != "", b)
-    return one.where((a == b) | (a == "") | (b == ""), a + " > " + b)
+    return one.where((a == b) | (a == "") | (b == ""), a + ">" + b)
 
 
 def shared(changes: Changes) -> list[Note]:
