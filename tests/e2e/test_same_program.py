@@ -23,8 +23,8 @@ Run = Callable[..., CompletedProcess[str]]
 
 
 def record(run_profinfer: Run, out: Path, llama_bin: Path, model: Path, *more: str) -> Trace:
-    command = [llama_bin / "llama-completion", "-m", model, "-t", "2", "-n", "60", "-p",
-               "Once upon a time", "-no-cnv", "--temp", "0", "--ignore-eos", "-lv", "0"]  # fmt: skip
+    command = [llama_bin / "llama-completion", "-m", model, "-t", "2", "-n", "60"]
+    command += ["-p", "Once upon a time", "-no-cnv", "--temp", "0", "--ignore-eos", "-lv", "0"]
     done = run_profinfer("record", "-o", out, "--", *command, *more)
     assert done.returncode == 0, done.stderr
     return Trace.open(out)

@@ -375,6 +375,12 @@ def test_without_operators_calls_are_compared(tmp_path: Path, capsys) -> None:
     assert run(command, [str(a.path), str(b.path)]) == 0
     assert "calls, per decoded token" in capsys.readouterr().out
     assert run(command, [str(a.path), str(b.path), "--by", "op"]) == 2
+    c = write(tmp_path / "c.pf", 3)
+    changes, _ = judged([a], [c])
+    assert not len(changes.of.units) and changes.total_b > 0
+    assert run(command, [str(a.path), str(c.path), "--phase", "decode"]) == 0
+    said = capsys.readouterr().out
+    assert "level" in said and "calls, per decoded token" in said
 
 
 def test_probe_cost_is_taken_off(tmp_path: Path) -> None:

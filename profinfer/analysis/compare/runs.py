@@ -161,10 +161,12 @@ def compare(
     held_back = [s.n_tokens - q.n_tokens for s, (q, _) in zip(used, quiet, strict=True)]
     used = [samples.thinned(s) for s, _ in quiet]
     found = []
+    with_operators = all(len(t.ops) for t in traces)  # else calls can be compared, and no more
     for trace, chosen in zip(traces, used, strict=True):
         ran = np.zeros(len(trace.nodes), bool)
         walls = trace.op_walls
-        ran[walls["node_id"].to_numpy()[chosen.owner[walls["graph_id"].to_numpy()] >= 0]] = True
+        if with_operators:
+            ran[walls["node_id"].to_numpy()[chosen.owner[walls["graph_id"].to_numpy()] >= 0]] = True
         found.append(slots.find(trace, ran))
     aligned = align(found[: len(a)], found[len(a) :])
     runs = []
