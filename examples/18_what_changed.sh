@@ -8,7 +8,7 @@ run() { # FILE OPTION...
     local out=$1
     shift
     profinfer record --force -o "$out" -- "$LLAMA/llama-completion" -m "$MODEL" -t 2 -n 80 \
-        -p "The three laws of robotics are" -no-cnv --temp 0 --ignore-eos -lv 0 "$@" >/dev/null 2>&1
+        -p "The three laws of robotics are" -no-cnv --temp 0 --ignore-eos -lv 1 "$@" >/dev/null 2>&1
 }
 
 for i in 1 2 3 4 5; do

@@ -44,12 +44,16 @@ def verdict(changes: Changes, whole: Whole) -> Verdict:
     kinds = changes.by("kind")
     found = kinds[kinds["verdict"].isin(("slower", "faster"))]
     found = found.loc[found["own_ns"].abs().sort_values(ascending=False, kind="stable").index]
-    parts = [_whole(changes, whole), _operators(changes, whole, found)]
     graph = _graph(kinds, changes.total_a)
     if graph:
-        parts.insert(1, graph)
-        if not len(found):
-            parts.pop()
+        # Other operators do the same: the role says what came of it.
+        roles = changes.by("role")
+        sure = roles[roles["verdict"].isin(("slower", "faster"))].assign(label=roles["role"], op="")
+        parts = [_whole(changes, whole), graph]
+        if len(sure) or len(found):
+            parts.append(_operators(changes, whole, sure if len(sure) else found))
+    else:
+        parts = [_whole(changes, whole), _operators(changes, whole, found)]
     return Verdict("; ".join(parts) + ".", whole, found, tuple(_advice(changes, whole)))
 
 
