@@ -12,7 +12,7 @@ ARGS ?=
 
 .DEFAULT_GOAL := help
 .PHONY: help demo examples test lint format types unit golden-check golden test-bpf e2e setup python models \
-	matrix bench clean clean-cache
+	matrix bench diff-trial clean clean-cache
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -58,6 +58,9 @@ examples: setup ## run the examples again and keep their output in examples/*.tx
 	@tools/make_examples.sh
 matrix: setup ## root, clang: build llama.cpp in many ways (20 min), record each, write docs/matrix.md
 	@$(PY) tools/matrix.py
+diff-trial: setup ## root: does diff cry wolf, does it find 5 % of one operator on the real engine (10 min)
+	$(PY) -m tools.difftrial same
+	$(PY) -m tools.difftrial planted
 bench: setup ## what tracing costs here, with other tracers beside it; ARGS=--quick for a short one
 	$(PY) -m tools.bench $(ARGS)
 models: python ## write the tiny test models to ./models

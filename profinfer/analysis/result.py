@@ -42,6 +42,7 @@ class Column:
         detail: for machines and wide terminals only.
         bar: the renderer may draw the ratio as a bar.
         like: columns with the same word here are shown in the same unit.
+        signed: a difference: what is more than zero is shown with a plus.
     """
 
     name: str
@@ -51,6 +52,7 @@ class Column:
     detail: bool = False
     bar: bool = False
     like: str = ""
+    signed: bool = False
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ VERBS = {
     "record": "Record a ggml program into a trace file.",
     "report": "Print what a trace says.",
     "scaling": "Compare the same work with more and more threads.",
+    "diff": "Print what changed between two runs, and how sure that is.",
     "export": "Write a timeline that ui.perfetto.dev opens.",
     "view": "Show the timeline at ui.perfetto.dev, in your browser.",
     "graph": "Show the graph of operators: layers, critical path, a drawing.",

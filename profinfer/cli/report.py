@@ -133,7 +133,7 @@ def report(path: str, asked: ReportOptions) -> None:
     if asked.form == "json":
         from profinfer.render.machine import to_json
 
-        click.echo(to_json(results, _about(trace), _wanted(asked)))
+        click.echo(to_json(results, about(trace), _wanted(asked)))
     elif asked.form == "csv":
         from profinfer.render.machine import to_csv
 
@@ -321,7 +321,7 @@ def _selections(trace: Trace, asked: ReportOptions) -> list[Selection]:
     return found
 
 
-def _about(trace: Trace) -> dict[str, Any]:
+def about(trace: Trace) -> dict[str, Any]:
     """What the trace says of itself, for the JSON document."""
     meta = trace.meta
     return {

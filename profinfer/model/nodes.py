@@ -26,7 +26,7 @@ I32 = npt.NDArray[np.int32]
 
 UNREAD = "?"
 # Names that ggml makes up, with what views add to them: they say nothing of the layer.
-_AUTO = re.compile(r"^(?:|node_\d+|leaf_\d+)(?: \(.*\))*$")
+MADE_UP = re.compile(r"^(?:|node_\d+|leaf_\d+)(?: \(.*\))*$")
 # An unnamed node is placed by what it reads: attention reads cache_k_l3.
 _SOURCES = 3
 
@@ -176,7 +176,7 @@ def _roles(
     first: npt.NDArray[np.bool_],
 ) -> tuple[pd.Categorical[Any], npt.NDArray[np.int32], npt.NDArray[np.bool_]]:
     """Role, layer and "the layer was told by a neighbour" of each node."""
-    auto = np.array([_AUTO.match(n) is not None for n in names.values])
+    auto = np.array([MADE_UP.match(n) is not None for n in names.values])
     unnamed = auto[node] & (weight < 0)
     columns = [weight]
     # Only an unnamed node is asked for its sources.

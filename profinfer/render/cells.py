@@ -68,10 +68,10 @@ def column_cells(column: Column, result: Result) -> Cells:
     unit = ""
     if column.unit == "ns":
         unit, scale, digits = _time_unit(column, result)
-        cells = [_number(v, scale, digits) for v in (*values, total)]
+        cells = [_number(v, scale, digits, column.signed) for v in (*values, total)]
     elif column.unit == "ratio":
         unit = "%"
-        cells = [_number(v, 0.01, 1) for v in (*values, total)]
+        cells = [_number(v, 0.01, 1, column.signed) for v in (*values, total)]
         if column.bar:
             ratios = [0.0 if missing(v) else float(v) for v in values]
     elif column.unit in _RATES:
@@ -107,10 +107,12 @@ def _time_unit(column: Column, result: Result) -> tuple[str, float, int]:
     return "ms", 1e6, 1 if most >= 1e8 else 2
 
 
-def _number(value: Any, scale: float, digits: int) -> str:
+def _number(value: Any, scale: float, digits: int, signed: bool = False) -> str:
     if missing(value):
         return units.MISSING
     scaled = value / scale
+    if signed:
+        return f"{scaled:+,.{digits}f}"
     if value and abs(scaled) < 0.5 * 10**-digits:
         return f"<{10**-digits:.{digits}f}" if value > 0 else "<0"
     return f"{scaled:,.{digits}f}"

@@ -43,6 +43,11 @@ def render(result: Result, console: Console, *, footer: bool = True) -> Renderab
     return Group(*parts)
 
 
+def headline(text: str, width: int) -> list[Text]:
+    """A sentence that stands above everything else, wrapped at words."""
+    return [Text(line, style="bold") for line in _wrap(text, width)]
+
+
 def note_lines(notes: Iterable[Note], width: int) -> list[Text]:
     """Notes, wrapped at words, warnings first."""
     rank = {"error": 0, "warning": 1, "info": 2}

@@ -1,7 +1,8 @@
 """Layer 7: Results as JSON and CSV, in the units they are stored in. Computes nothing.
 
-The JSON schema is ``profinfer.report/1``, described in ``docs/metrics.md``: keys may be added
-within a version, never renamed or given another meaning. Must not import the command line.
+The JSON schema is ``profinfer.report/1``, described in ``docs/metrics.md``, that of ``profinfer
+diff`` in ``docs/diff.md``: keys may be added within a version, never renamed or given another
+meaning. Must not import the command line.
 """
 
 from __future__ import annotations
@@ -63,12 +64,12 @@ def to_json(results: Sequence[Result], trace: dict[str, Any], selection: dict[st
         trace: what the trace says of itself.
         selection: what the user asked for.
     """
-    document = {
-        "schema": SCHEMA,
-        "trace": trace,
-        "selection": selection,
-        "results": [as_object(result) for result in results],
-    }
+    return to_document({"schema": SCHEMA, "trace": trace, "selection": selection}, results)
+
+
+def to_document(head: dict[str, Any], results: Sequence[Result]) -> str:
+    """Results as one JSON document that begins with ``head``."""
+    document = {**head, "results": [as_object(result) for result in results]}
     return json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False)
 
 

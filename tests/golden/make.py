@@ -185,7 +185,44 @@ def growing() -> bytes:
     return kv_run(90).bytes()
 
 
+def changed() -> bytes:
+    """``before`` with FFN down of another type, and slower by a half."""
+    return _short(slow="ffn_out", weights="q8_0")
+
+
+def before() -> bytes:
+    """What ``changed`` is compared with."""
+    return _short()
+
+
+def _short(slow: str = "", weights: str = "q4_1") -> bytes:
+    """Six tokens of two layers after a prompt of twelve."""
+    names = [node.name for node in llama_graph(layers=2).nodes]
+
+    def spends(node: int, thread: int) -> int:
+        much = takes(node, thread)
+        return much * 3 // 2 if slow and names[node].startswith(slow) else much
+
+    builder = TraceBuilder(target={"argv": ["./llama-completion", "-m", f"model.{weights}.gguf"]})
+    graph, ts = None, 1_000_000_000
+    for number in range(7):
+        n = 1 if number else 12
+        graph = llama_graph(layers=2, n_tokens=n, n_kv=32, reuse=graph)
+        for leaf in graph.leafs:
+            if leaf.name.endswith("ffn_down.weight"):
+                leaf.type = weights
+        builder.call_begin(77, ts, n_tokens=n, pos_first=number and 11 + number)
+        truth = builder.run_graph(graph, begin=ts + 500, compute=spends)
+        builder.call_end(77, truth.end_ns + 300)
+        builder.sample_begin(77, truth.end_ns + 400)
+        builder.sample_end(77, truth.end_ns + 900)
+        ts = truth.end_ns + 20_000
+    return builder.bytes()
+
+
 TRACES = {
+    "before": before,
+    "changed": changed,
     "generation": generation,
     "pair": pair,
     "lossy": lossy,

@@ -11,6 +11,7 @@ import pytest
 from builders import Node
 
 from profinfer.cli import run
+from profinfer.cli.diff import command as diff
 from profinfer.cli.report import command
 
 HERE = Path(__file__).resolve().parent
@@ -72,6 +73,15 @@ REPORTS = {
 }
 
 
+DIFFS = {
+    "changed.diff.txt": [],
+    "changed.node.txt": ["--by", "node", "--phase", "decode", "--top", "5"],
+    "changed.thread.txt": ["--by", "thread", "--phase", "decode"],
+    "changed.diff.json": ["--by", "kind", "--phase", "decode", "--format", "json"],
+    "changed.shape.csv": ["--by", "shape", "--phase", "decode", "--format", "csv"],
+}
+
+
 @pytest.mark.parametrize("name", MAKE.TRACES)
 def test_traces_are_what_make_makes(name: str, golden: Golden) -> None:
     Node._next_addr = 0x7F00_0000_0000
@@ -90,6 +100,22 @@ def test_report(
     monkeypatch.delenv("SUDO_USER", raising=False)
     monkeypatch.chdir(HERE)  # the path is part of the text
     assert run(command, [f"{trace}.pf", *args]) == 0
+    said = capsys.readouterr()
+    assert said.err == ""
+    if name.endswith(".txt"):
+        assert max(map(len, said.out.splitlines())) <= 80
+    golden(name, said.out)
+
+
+@pytest.mark.parametrize("name", DIFFS)
+def test_diff(
+    name: str,
+    golden: Golden,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(HERE)
+    assert run(diff, ["before.pf", "changed.pf", *DIFFS[name]]) == 0
     said = capsys.readouterr()
     assert said.err == ""
     if name.endswith(".txt"):

@@ -71,7 +71,7 @@ static uint64_t deadline(const struct ggml_tensor *t, int thread, uint64_t begin
     const struct fake_run *run = node->run;
     static volatile int *volatile nowhere; /* NULL: the crash on demand */
     if (run->call == run->crash_call && node->idx >= run->crash_idx) *nowhere = 1;
-    return begin + fake_duration_ns(run, node->idx, thread);
+    return begin + fake_planned_ns(run, t->name, node->idx, thread);
 }
 
 /* What counters are tested with: fresh pages, one fault each, and another CPU half way. */

@@ -67,7 +67,7 @@ static void describe(struct worker *w) {
         }
         fprintf(f, "], \"planned_ns\": [");
         for (int k = 0; k < c->o.threads; k++) {
-            fprintf(f, "%s%lu", k ? ", " : "", fake_duration_ns(&c->run, i, k));
+            fprintf(f, "%s%lu", k ? ", " : "", fake_planned_ns(&c->run, t->name, i, k));
         }
         fprintf(f, "]}");
     }
@@ -229,13 +229,21 @@ static void on_interrupt(int sig) {
     stop = 1;
 }
 
+static void plant(char *text) {
+    char *colon = strchr(text, ':');
+    if (colon == NULL) return;
+    *colon = 0;
+    opt.plant = text;
+    opt.plant_percent = atoi(colon + 1);
+}
+
 static const char usage[] =
     "usage: fake_ggml [--threads N] [--prompt N] [--tokens N] [--layers N] [--generations N]\n"
     "  [--contexts N] [--slots N] [--interleave] [--splits N] [--kv-pad N]\n"
     "  [--base-us N] [--sample-us N] [--seconds T]\n"
     "  [--mode normal|crash|exit3|idle|fork] [--warmup reset|set|none] [--no-uid] [--no-pos]\n"
     "  [--no-ops] [--tail] [--vary] [--nap] [--slow FIRST:LAST] [--touch NODE:PAGES] [--migrate]\n"
-    "  [--out FILE] [--weights FILE] [--experts N:USED]\n";
+    "  [--plant NAME:PERCENT] [--out FILE] [--weights FILE] [--experts N:USED]\n";
 
 int main(int argc, char **argv) {
     static const struct option options[] = {
@@ -244,7 +252,8 @@ int main(int argc, char **argv) {
         {"splits", 1, 0, 's'}, {"kv-pad", 1, 0, 'k'}, {"base-us", 1, 0, 'b'},
         {"sample-us", 1, 0, 'a'}, {"seconds", 1, 0, 'T'}, {"mode", 1, 0, 'm'},
         {"no-uid", 0, 0, 'U'}, {"no-pos", 0, 0, 'P'}, {"warmup", 1, 0, 'W'},
-        {"slots", 1, 0, 'S'}, {"interleave", 0, 0, 'I'}, {"slow", 1, 0, 'w'}, {"no-ops", 0, 0, 'O'}, {"tail", 0, 0, 'i'}, {"vary", 0, 0, 'v'}, {"nap", 0, 0, 'N'}, {"out", 1, 0, 'o'}, {"touch", 1, 0, 'f'}, {"migrate", 0, 0, 'R'}, {"weights", 1, 0, 'M'}, {"experts", 1, 0, 'E'}, {0}};
+        {"slots", 1, 0, 'S'}, {"interleave", 0, 0, 'I'}, {"slow", 1, 0, 'w'}, {"no-ops", 0, 0, 'O'}, {"tail", 0, 0, 'i'}, {"vary", 0, 0, 'v'}, {"nap", 0, 0, 'N'}, {"out", 1, 0, 'o'}, {"touch", 1, 0, 'f'}, {"migrate", 0, 0, 'R'}, {"weights", 1, 0, 'M'}, {"experts", 1, 0, 'E'},
+        {"plant", 1, 0, 'Q'}, {0}};
     for (int o; (o = getopt_long(argc, argv, "", options, NULL)) != -1;) {
         switch (o) {
             case 't': opt.threads = atoi(optarg); break;
@@ -256,6 +265,7 @@ int main(int argc, char **argv) {
             case 'S': slots = atoi(optarg); break;
             case 'w': sscanf(optarg, "%d:%d", &opt.slow_from, &opt.slow_to); break;
             case 'f': sscanf(optarg, "%d:%d", &opt.touch_idx, &opt.touch_pages); break;
+            case 'Q': plant(optarg); break;
             case 'R': opt.migrate = true; break;
             case 'I': interleave = true; break;
             case 's': opt.splits = atoi(optarg); break;

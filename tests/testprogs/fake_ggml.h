@@ -12,6 +12,7 @@
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <string.h>
 #include <time.h>
 
 #define OPS(X) \
@@ -155,6 +156,8 @@ struct fake_run { /* what the operators of one context need to know */
     int touch_pages;          /* (t + 1) * touch_pages of them */
     bool migrate;             /* threads change their CPU inside every operator */
     int experts, used;        /* of each layer; 0: dense */
+    const char *plant;        /* nodes of this name take plant_percent longer; NULL: none */
+    int plant_percent;
 };
 struct fake_node { struct fake_run *run; int idx; }; /* idx: in the whole graph */
 
@@ -170,6 +173,14 @@ static inline void fake_spin_until(uint64_t t) {
 static inline uint64_t fake_duration_ns(const struct fake_run *run, int idx, int thread) {
     uint64_t us = (uint64_t)(run->base_us + 10 * (idx % 7)) * (uint64_t)run->scale;
     return (us + (thread == 1 && idx % 5 == 0 ? 60 : 0)) * 1000u;
+}
+/* The same with a slowdown planted into all nodes NAME-0, NAME-1, ... (--plant NAME:PERCENT). */
+static inline uint64_t fake_planned_ns(const struct fake_run *run, const char *name, int idx,
+                                       int thread) {
+    uint64_t ns = fake_duration_ns(run, idx, thread);
+    size_t n = run->plant ? strlen(run->plant) : 0;
+    bool planted = n && strncmp(name, run->plant, n) == 0 && name[n] == '-';
+    return planted ? ns + ns * (uint64_t)run->plant_percent / 100 : ns;
 }
 
 /* The known choices of the router: distinct in one row. */
@@ -209,6 +220,8 @@ struct fake_options {
     int slow_from, slow_to; /* calls in between take three times as long */
     bool uid, pos, tail, vary, nap, migrate;
     int experts, used; /* --experts N:K */
+    const char *plant;   /* --plant NAME:PERCENT */
+    int plant_percent;
     const char *weights; /* a file to map the weights from; each MUL_MAT then reads its own */
 };
 struct llama_context {

@@ -1,0 +1,177 @@
+"""Layer 6: the comparison in one sentence, and whether b is worse than is allowed.
+
+Must not import rich or anything above.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from profinfer.analysis.compare.changes import Changes
+from profinfer.analysis.compare.noise import MATERIAL
+from profinfer.analysis.compare.views import unit_of
+from profinfer.analysis.compare.whole import DRIFT, Whole
+from profinfer.analysis.result import Note
+from profinfer.units import format_ns
+
+_SAME = 0.0005  # logarithm of b / a: nothing that one decimal would show
+_NAMED = 2  # operators that the sentence names
+_EXPLAINS = (0.1, 1.5)  # own change / whole difference: what can be called a part of it
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What came out.
+
+    Attributes:
+        sentence: for people.
+        whole: of the time per token.
+        culprits: kinds of operators that changed by themselves, most time first.
+        notes: what to do for more certainty.
+    """
+
+    sentence: str
+    whole: Whole
+    culprits: pd.DataFrame
+    notes: tuple[Note, ...]
+
+
+def verdict(changes: Changes, whole: Whole) -> Verdict:
+    """Say it."""
+    kinds = changes.by("kind")
+    found = kinds[kinds["verdict"].isin(("slower", "faster"))]
+    found = found.loc[found["own_ns"].abs().sort_values(ascending=False, kind="stable").index]
+    graph = _graph(kinds, changes.total_a)
+    if graph:
+        # Other operators do the same: the role says what came of it.
+        roles = changes.by("role")
+        sure = roles[roles["verdict"].isin(("slower", "faster"))].assign(label=roles["role"], op="")
+        parts = [_whole(changes, whole), graph]
+        if len(sure) or len(found):
+            parts.append(_operators(changes, whole, sure if len(sure) else found))
+    else:
+        parts = [_whole(changes, whole), _operators(changes, whole, found)]
+    return Verdict("; ".join(parts) + ".", whole, found, tuple(_advice(changes, whole)))
+
+
+def _percent(log: float) -> str:
+    return f"{100 * float(np.expm1(log)):.1f}"
+
+
+def _whole(changes: Changes, whole: Whole) -> str:
+    unit = unit_of(changes.of.phase)
+    if abs(whole.change) < _SAME:
+        return f"a and b need the same time per {unit}"
+    size = _percent(abs(whole.change)) if whole.change > 0 else _percent(whole.change).lstrip("-")
+    needs = f"b needs {size} % {'more' if whole.change > 0 else 'less'} time per {unit}"
+    ends = [_percent(x) for x in (whole.low, whole.high)]
+    if whole.high < 0:  # "less" has been said
+        ends = [end.lstrip("-") for end in reversed(ends)]
+    interval = f"95 %: {ends[0]} to {ends[1]}"
+    if whole.sure:
+        return f"{needs} ({interval})"
+    if whole.by_runs:
+        return f"{needs}, which is not sure ({interval})"
+    if whole.drift is None:
+        return f"{needs}, which may be the machine's doing"
+    return f"{needs}, but runs of one program may differ by {100 * np.expm1(whole.drift):.0f} %"
+
+
+def _operators(changes: Changes, whole: Whole, found: pd.DataFrame) -> str:
+    if not len(changes.of.units):
+        return "operators were not recorded on both sides"
+    if not len(found):
+        return "no operator stands out"
+    diff = changes.total_b - changes.total_a
+    said = []
+    for _, row in found.head(_NAMED).iterrows():
+        name = f"{row['label']} {row['op']}".strip()
+        part = row["own_ns"] / diff if diff else np.inf
+        if whole.sure and _EXPLAINS[0] <= part <= _EXPLAINS[1]:
+            said.append(f"{name} explains {100 * part:.0f} % of it")
+        else:
+            more = "slower" if row["own"] > 0 else "faster"
+            size = f"{100 * abs(row['own']):.1f} %"
+            said.append(f"{name} is {size} {more} by itself ({format_ns(abs(row['own_ns']))})")
+    if len(found) > _NAMED:
+        said.append(f"{len(found) - _NAMED} more")
+    return ", ".join(said)
+
+
+def _graph(kinds: pd.DataFrame, total: float) -> str:
+    """Operator types that only one side has, those that take time."""
+    heavy = np.maximum(kinds["a_ns"], kinds["b_ns"]) >= MATERIAL * total
+    said = []
+    for word, side in (("gone", "a_ns"), ("new", "b_ns")):
+        mine = kinds[heavy & (kinds["verdict"] == word)]
+        ops = mine.groupby("op")[side].sum().sort_values(ascending=False).index.tolist()
+        if ops:
+            more = f" and {len(ops) - 3} more" if len(ops) > 3 else ""
+            said.append(f"{word}: {', '.join(ops[:3])}{more}, {format_ns(mine[side].sum())}")
+    return f"the graphs differ ({'; '.join(said)})" if said else ""
+
+
+def _advice(changes: Changes, whole: Whole) -> list[Note]:
+    of = changes.of
+    out = []
+    if not whole.by_runs:
+        n = f"{len(of.a)} and {len(of.b)} runs" if len(of.runs) > 2 else "one run a side"
+        text = (
+            f"{n} cannot tell how much runs differ: {100 * DRIFT:.0f} % is granted (--drift). "
+            "Better: 5 or more a side, recorded in turns: profinfer diff a*.pf vs b*.pf"
+        )
+        out.append(Note("info", text))
+        for side, runs in (("a", of.a), ("b", of.b)):
+            if any(r.disturbed for r in runs):
+                share = max(r.held_up or 0.0 for r in runs)
+                text = (
+                    f"other processes had {side}'s CPUs for {100 * share:.0f} % of its threads' "
+                    "time: nothing can be said of the whole"
+                )
+                out.append(Note("warning", text))
+    return out
+
+
+def gate(
+    changes: Changes, found: Verdict, limit: float | None, op_limit: float | None
+) -> list[str]:
+    """Why b fails: sentences; none if it passes.
+
+    Args:
+        changes: of the phase.
+        found: the verdict on it.
+        limit: ratio by which the time per token may grow; None: not asked.
+        op_limit: ratio by which a kind of operator may, by itself.
+
+    The time that operators lost by themselves counts even where the whole cannot be told from the
+    machine; or roles, where other operators do the same.
+    """
+    out = []
+    unit = unit_of(changes.of.phase)
+    if limit is not None:
+        own = max(_own(changes.by(key)) for key in ("kind", "role")) / max(changes.total_a, 1.0)
+        if found.whole.worse_than(limit):
+            more = _percent(found.whole.at_least)
+            out.append(f"time per {unit} grew by at least {more} % (95 %), over {100 * limit:g} %")
+        elif own > limit:
+            out.append(
+                f"operators that changed by themselves add at least {100 * own:.1f} % to the time "
+                f"per {unit} (95 %), over {100 * limit:g} %"
+            )
+    if op_limit is not None:
+        bad = found.culprits[found.culprits["low"] > op_limit]
+        out += [
+            f"{row['label']} {row['op']} is at least {100 * row['low']:.1f} % slower by itself "
+            f"(95 %), over {100 * op_limit:g} %"
+            for _, row in bad.iterrows()
+        ]
+    return out
+
+
+def _own(groups: pd.DataFrame) -> float:
+    """What groups that changed by themselves add at least, ns per token."""
+    sure = groups[groups["verdict"].isin(("slower", "faster"))]
+    return float((sure["own_ns"] * sure["low"] / sure["own"]).sum())
