@@ -137,7 +137,7 @@ struct llama_batch {
 };
 
 /* --- the truth ------------------------------------------------------------------------ */
-struct fake_op { int call, idx, thread, fused; uint64_t begin, end; };
+struct fake_op { int call, idx, thread, fused; uint64_t begin, end, count; };
 struct fake_truth { /* one thread's operators, in order; no lock, one writer */
     struct fake_op *op;
     size_t n, max, dropped;
@@ -155,6 +155,8 @@ struct fake_run { /* what the operators of one context need to know */
     int touch_pages;          /* (t + 1) * touch_pages of them */
     bool migrate;             /* threads change their CPU inside every operator */
     int experts, used;        /* of each layer; 0: dense */
+    int count_type;           /* an event of perf that each thread counts of itself; -1: none */
+    uint64_t count_config;
 };
 struct fake_node { struct fake_run *run; int idx; }; /* idx: in the whole graph */
 
@@ -207,6 +209,8 @@ struct fake_options {
     int crash_call;
     int touch_idx, touch_pages; /* --touch NODE:PAGES */
     int slow_from, slow_to; /* calls in between take three times as long */
+    int count_type;         /* --count TYPE:CONFIG */
+    unsigned long count_config;
     bool uid, pos, tail, vary, nap, migrate;
     int experts, used; /* --experts N:K */
     const char *weights; /* a file to map the weights from; each MUL_MAT then reads its own */
