@@ -6,14 +6,10 @@ import os
 import shutil
 import subprocess
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from machine import Machine, obstacle, record
-from truth import Truth, read_truth
-
-from profinfer.model.trace import Trace
+from machine import RUN, Machine, Recorded, obstacle, record
 
 CACHE = Path(os.environ.get("PROFINFER_CACHE") or Path.home() / ".cache" / "profinfer")
 FOLDER = CACHE / "arm64"
@@ -31,25 +27,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def pytest_runtest_setup(item: pytest.Item) -> None:
     if reason := obstacle(FOLDER):
         pytest.skip(reason)
-
-
-@dataclass(frozen=True)
-class Recorded:
-    """What one boot left: traces, what the target measured, what profinfer said."""
-
-    folder: Path
-    printed: str
-
-    def trace(self, name: str) -> Trace:
-        said = (self.folder / f"{name}.said").read_text()
-        assert f"{name}: 0" in self.printed.splitlines(), said
-        return Trace.open(self.folder / f"{name}.pf")
-
-    def truth(self, name: str) -> Truth:
-        return read_truth(self.folder / f"{name}.json")
-
-    def said(self, name: str) -> str:
-        return (self.folder / f"{name}.said").read_text()
 
 
 @pytest.fixture(scope="session")
@@ -136,7 +113,6 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Recorded:
             shutil.copy(path, folder / "llama", follow_symlinks=False)
     job = "cp -r llama models /root/\n"
     for name in ("tiny-dense", "tiny-moe"):
-        command = f"/root/llama/llama-completion -m /root/models/{name}.gguf -t 2 -n 6 --temp 0"
-        command += " --no-warmup -no-cnv -p Hello"
+        command = f"/root/llama/llama-completion -m /root/models/{name}.gguf {RUN}"
         job += record(name, command, options="--counters cycles,task-clock")
     return Recorded(folder, Machine(FOLDER, cpus=2, counting=False).run(job, folder))

@@ -11,12 +11,18 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
+from truth import Truth, read_truth
+
+from profinfer.model.trace import Trace
+
 REPO = Path(__file__).resolve().parents[2]
 # The emulator counts instructions, and one is 2 ns: time follows from what the machine executes,
 # not from how fast or busy this one is. A cycle is a nanosecond, so that two are an instruction.
 # Only the emulation of a single CPU keeps the counts of CPUs apart.
 COUNTING = ("-icount", "shift=1,sleep=off")
 IPC = 0.5
+# What the real engine is asked for, here and on the machine.
+RUN = "-t 2 -n 6 --temp 0 --no-warmup -no-cnv -p Hello"
 
 
 @dataclass(frozen=True)
@@ -60,6 +66,25 @@ class Machine:
         assert status.is_file(), f"no job was run: {console.read_text(errors='replace')[-2000:]}"
         assert status.read_text().strip() == "0", said[-4000:]
         return said
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """What one boot left: traces, what the target measured, what profinfer said."""
+
+    folder: Path
+    printed: str
+
+    def trace(self, name: str) -> Trace:
+        said = (self.folder / f"{name}.said").read_text()
+        assert f"{name}: 0" in self.printed.splitlines(), said
+        return Trace.open(self.folder / f"{name}.pf")
+
+    def truth(self, name: str) -> Truth:
+        return read_truth(self.folder / f"{name}.json")
+
+    def said(self, name: str) -> str:
+        return (self.folder / f"{name}.said").read_text()
 
 
 def _share(tag: str, folder: Path, how: str = "") -> tuple[str, ...]:

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import pandas as pd
 import pytest
-from conftest import Recorded
-from machine import IPC
+from machine import IPC, Recorded
 from truth import Truth, matched_ops
 
 from profinfer.model.trace import Trace

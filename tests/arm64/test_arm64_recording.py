@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from conftest import Recorded
+from machine import Recorded
 from truth import matched_ops
 
 from profinfer.model.selfcheck import checks
