@@ -39,7 +39,7 @@ class Machine:
     cpus: int
     counting: bool
 
-    def run(self, job: str, shared: Path, timeout: float = 540) -> str:
+    def run(self, job: str, shared: Path, timeout: float = 1500) -> str:
         """Boot, run a bash script in the shared folder, switch off; returns what it printed."""
         (shared / "job.sh").write_text(job)
         (shared / "status").unlink(missing_ok=True)
