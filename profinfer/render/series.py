@@ -45,7 +45,7 @@ class Series:
 
 
 def of_trace(trace: Trace) -> tuple[Series, ...]:
-    """What the recorder read now and then: of the target from /proc, and of the machine around it."""
+    """What the recorder read now and then: of the target, and of the machine around it."""
     from profinfer.render import surroundingseries
 
     return residence(trace.residence) + surroundingseries.of_trace(trace)

@@ -1,7 +1,7 @@
 """Layer 7: what the machine did around the target, as series of a timeline.
 
-Owns what they are named: counters of the whole system as rates, clocks, throttling. May import numpy
-and pandas; must not import perfetto or the command line.
+Owns what they are named: counters of the whole system as rates, clocks, throttling. May import
+numpy and pandas; must not import perfetto or the command line.
 """
 
 from __future__ import annotations
