@@ -15,6 +15,7 @@ from profinfer.analysis import surroundings as views
 from profinfer.capture.counters import Counter, Encoding
 from profinfer.capture.frequency import Frequency
 from profinfer.capture.limits import Limits
+from profinfer.capture.preflight import System, check_clocks
 from profinfer.capture.surroundings import Surroundings
 from profinfer.capture.systemcounters import SystemCounters
 from profinfer.model.trace import Trace
@@ -77,6 +78,16 @@ def test_a_machine_that_tells_no_clock(tmp_path: Path) -> None:
     told = Frequency([0, 1], root=tmp_path)
     assert not told.known
     assert (told.khz(), told.facts(), told.throttles()) == ({}, {}, {})
+
+
+def test_doctor_says_whether_clocks_are_told(tmp_path: Path) -> None:
+    folder = tmp_path / "sys/devices/system/cpu"
+    put(folder, {"cpu0/topology/core_id": 0})
+    found = check_clocks(System(root=tmp_path))
+    assert found.state == "note" and "does not tell the CPUs' clocks" in found.seen
+    a_cpu(folder, 0, 1_000_000, hot=1)
+    found = check_clocks(System(root=tmp_path))
+    assert found.state == "ok" and found.seen.endswith("throttling by heat is told")
 
 
 class Kernel:
