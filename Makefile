@@ -11,7 +11,7 @@ SETUP := @tools/setup.sh
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo examples test lint format types unit golden-check golden test-bpf e2e setup python models \
+.PHONY: help demo examples test lint format types unit golden-check golden test-bpf e2e test-arm64 setup python models \
 	matrix bench diff-trial clean clean-cache
 
 help: ## show this list
@@ -24,7 +24,7 @@ demo: setup ## record a real SmolLM2 run, print its report, write its Perfetto t
 define LINT
 $(PY) -m ruff check .
 $(PY) -m ruff format --check .
-@for script in tools/*.sh examples/*.sh .ci/run; do bash -n $$script || exit 1; done
+@for script in tools/*.sh tools/arm64/* examples/*.sh .ci/run; do bash -n $$script || exit 1; done
 endef
 TYPES := $(PY) -m mypy
 
@@ -50,6 +50,10 @@ test-bpf: python ## root: record the C test program
 e2e: setup ## root: record the real llama.cpp
 	$(PYTEST) -m e2e --require-all $(ARGS)
 
+test-arm64: ## root, Debian 12: record inside an emulated arm64 machine with a PMU; 10 min the first time
+	$(SETUP) apt python arm64 arm64_llama
+	$(PYTEST) tests/arm64 --require-all $(ARGS)
+
 setup: ## packages, virtual environment, llama.cpp, model; seconds when already there
 	$(SETUP) apt python llama model
 python:
@@ -70,4 +74,4 @@ clean: ## remove what tools leave in the checkout
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist models *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 clean-cache: ## remove what setup installed and built
-	cd "$(PROFINFER_CACHE)" && rm -rf python stamps logs demo models download-* llama.cpp-*
+	cd "$(PROFINFER_CACHE)" && rm -rf python stamps logs demo models download-* llama.cpp-* arm64

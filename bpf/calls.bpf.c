@@ -27,7 +27,7 @@ static __always_inline int pf_batch_begin(struct pt_regs *ctx, u32 probe, u16 fl
     struct pf_llama_batch b = {};
     struct pf_tokens tokens = {};
     struct pf_call c = {};
-#ifdef __TARGET_ARCH_arm64
+#ifdef __aarch64__ /* and not __TARGET_ARCH_arm64: BCC says that where ARCH is set only */
     u64 at = PT_REGS_PARM2(ctx);
 #else
     u64 at = ctx->sp + pushed + 8;

@@ -189,6 +189,18 @@ static __always_inline u64 pf_piece_key(struct pf_walk *w)
     return pf_mix(pf_mix(w->reading_leafs, w->cgraph), w->pos) | 1ull << 63; /* no address */
 }
 
+/* i from 0 to n - 1, at most 63, compared with the constant each time: verifiers before Linux 6.8
+ * learn a bound from a constant only. The compiler must know neither i nor that n is at most 64, or it
+ * counts n down to 0 and leaves that comparison out. */
+#define PF_EACH_PTR(i, n) \
+    for (i = 0; pf_kept(&i) < PF_PTRS_PER_RECORD && i < (n); i++)
+
+static __always_inline u32 pf_kept(u32 *v)
+{
+    PF_KEEP_BOUND(*v);
+    return *v;
+}
+
 /* One piece of 64 pointers and the tensors behind them. */
 static __always_inline void pf_piece_read(struct pf_walk *w)
 {
@@ -208,16 +220,12 @@ static __always_inline void pf_piece_read(struct pf_walk *w)
     }
     w->ptrs.n = left;
     w->ptrs.first = w->pos;
-    for (i = 0; i < PF_PTRS_PER_RECORD; i++) {
-        if (i >= left)
-            break;
+    PF_KEEP_BOUND(left); /* see PF_EACH_PTR */
+    PF_EACH_PTR(i, left)
         h = pf_mix(h, w->ptrs.ptr[i]);
-    }
     /* Read back from memory, about which the verifier knows nothing: else it knows from each of
      * the 64 ways out of the loop how many there are, and goes through what follows for each. */
     left = *(volatile u32 *)&w->ptrs.n;
-    if (left > PF_PTRS_PER_RECORD)
-        return;
     if (!pf_is_known(key, h)) {
         pf_header(&w->ptrs.h, PF_PTRS, w->reading_leafs ? PF_PTRS_LEAFS : 0, w->t0);
         w->ptrs.cgraph = w->cgraph;
@@ -229,11 +237,8 @@ static __always_inline void pf_piece_read(struct pf_walk *w)
             w->changed = 1;
         }
     }
-    for (i = 0; i < PF_PTRS_PER_RECORD; i++) {
-        if (i >= left)
-            break;
+    PF_EACH_PTR(i, left)
         pf_tensor_read(w, w->ptrs.ptr[i], w->pos + i);
-    }
     w->pos += *(volatile u32 *)&w->ptrs.n;
 }
 

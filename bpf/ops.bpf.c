@@ -12,8 +12,10 @@
 static __always_inline void pf_flush(struct pf_slot *s, u16 flags)
 {
     u64 n = s->head.n;
-    PF_KEEP_BOUND(n);
-    if (n == 0 || n > PF_OPS_PER_BATCH)
+    if (n == 0)
+        return;
+    PF_KEEP_BOUND(n); /* else both become one comparison of n - 513, of which old verifiers learn nothing */
+    if (n > PF_OPS_PER_BATCH)
         return;
     s->head.h.flags = PF_OPS_FORM | flags;
 #ifdef PF_COUNTERS

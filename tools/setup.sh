@@ -5,6 +5,7 @@
 #   python  a virtual environment that sees BCC, with profinfer and its dependencies
 #   llama   llama.cpp, built from the source inside a release on the Python package index
 #   model   SmolLM2-135M, a real model of 98 MB
+#   arm64, arm64_llama   for make test-arm64: tools/arm64/setup.sh
 #
 # usage: tools/setup.sh STEP...    (in the order above)
 #
@@ -82,7 +83,6 @@ check_sha256() { # FILE SUM
 }
 
 step_apt() {
-    local missing=() package
     if ! command -v dpkg-query >/dev/null; then
         local tool
         for tool in cc c++ cmake ninja; do
@@ -91,7 +91,12 @@ step_apt() {
         done
         return
     fi
-    for package in $PACKAGES; do
+    need_packages $PACKAGES
+}
+
+need_packages() { # NAME...: installs what is missing
+    local missing=() package
+    for package in "$@"; do
         [ "$(dpkg-query -W -f '${db:Status-Status}' $package 2>/dev/null)" = installed ] ||
             missing+=("$package")
     done
@@ -175,9 +180,11 @@ step_model() {
     stamp model $MODEL_SHA256
 }
 
+. "$ROOT/tools/arm64/setup.sh"
+
 [ $# -gt 0 ] || die "no step given" "usage: tools/setup.sh apt|python|llama|model..."
 for step in "$@"; do
-    case $step in apt | python | llama | model) ;; *) die "no such step: $step" ;; esac
+    case $step in apt | python | llama | model | arm64 | arm64_llama) ;; *) die "no such step: $step" ;; esac
 done
 mkdir -p "$CACHE" || die "cannot write $CACHE" "Set PROFINFER_CACHE to a folder that can be written."
 exec 9>"$CACHE/lock"

@@ -6,6 +6,7 @@ Opens nothing; the tree of sysfs is an argument, so that other machines can be t
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import re
 from collections.abc import Iterator
@@ -25,6 +26,7 @@ from profinfer.capture.counternames import (
 from profinfer.errors import UsageProblem
 
 SYSFS = Path("/sys/bus/event_source/devices")
+SYSTEM = "system:"  # before the name of an event: count it of the whole machine
 MAX_COUNTERS = 6  # PF_MAX_COUNTERS
 # What has no events that count: everything there is asked for by another way.
 _NO_PMUS = {"software", "tracepoint", "breakpoint", "kprobe", "uprobe"}
@@ -64,6 +66,7 @@ class Counter:
         system: the PMU counts a whole package and knows no threads; ``cpus`` are where it is read.
         bytes: what one event moves, 0 if that is not known.
         direction: ``read`` or ``write``, with ``bytes``.
+        scale, unit: what one event is worth, where sysfs says so: 6.1e-5 MiB.
     """
 
     name: str
@@ -73,6 +76,8 @@ class Counter:
     system: bool = False
     bytes: int = 0
     direction: str = ""
+    scale: float = 1.0
+    unit: str = ""
 
     @property
     def hardware(self) -> bool:
@@ -114,9 +119,9 @@ class CounterNames:
         names = [counter.name for counter in found]
         if twice := next((name for name in names if names.count(name) > 1), None):
             raise UsageProblem(f"--counters names {twice} twice", "name each counter once")
-        if len([c for c in found if not c.system]) > MAX_COUNTERS:
+        if (many := len([c for c in found if not c.system])) > MAX_COUNTERS:
             raise UsageProblem(
-                f"{len(found)} counters are too many: {MAX_COUNTERS} are read at a time",
+                f"{many} counters are too many: {MAX_COUNTERS} are read at a time",
                 "record twice, with other counters",
             )
         return found
@@ -127,6 +132,9 @@ class CounterNames:
         Raises:
             UsageProblem: the name is not known here.
         """
+        if text.startswith(SYSTEM):  # of everybody, on every CPU
+            return replace(self.one(text.removeprefix(SYSTEM)), name=text, system=True,
+                           user=True, kernel=True)  # fmt: skip
         if match := re.fullmatch(r"([\w-]+)/([^/]*)/:?([uk]*)", text):
             return self._terms(text, match[1], match[2], match[3])
         name, _, sides = text.rpartition(":")
@@ -174,22 +182,27 @@ class CounterNames:
         for pmu in pmus:
             listed = (pmu / "events" / event).read_text().strip()
             encodings.append(self._encoding(pmu, self._values(text, pmu, listed)))
-        return Counter(text, tuple(encodings), system=(pmus[0] / "cpumask").is_file())
+        found = Counter(text, tuple(encodings), system=(pmus[0] / "cpumask").is_file())
+        return _scaled(found, pmus[0] / "events" / event)
 
     def _terms(self, text: str, device: str, terms: str, sides: str) -> Counter:
-        pmu = self._sysfs / device
-        if not (pmu / "type").is_file() or device in _NO_PMUS:
+        # A package with several memory controllers has uncore_imc_0, uncore_imc_1: all of them.
+        alike = [p for p in self._pmus() if re.fullmatch(re.escape(device) + r"_?\d+", p.name)]
+        pmus = [self._sysfs / device] if (self._sysfs / device / "type").is_file() else alike
+        if not pmus or device in _NO_PMUS:
             names = [p.name for p in self._pmus()]
             raise UsageProblem(
                 f"this machine has no PMU {device}",
                 f"it has {', '.join(names)}" if names else "software events: page-faults, ...",
             )
-        listed = pmu / "events" / terms
-        if terms and "=" not in terms and listed.is_file():
-            terms = listed.read_text().strip()
-        encoding = self._encoding(pmu, self._values(text, pmu, terms))
-        found = Counter(text, (encoding,), system=(pmu / "cpumask").is_file())
-        return _sided(found, sides)
+        encodings = []
+        for pmu in pmus:
+            listed = pmu / "events" / terms
+            named = terms and "=" not in terms and listed.is_file()
+            values = listed.read_text().strip() if named else terms
+            encodings.append(self._encoding(pmu, self._values(text, pmu, values)))
+        found = Counter(text, tuple(encodings), system=(pmus[0] / "cpumask").is_file())
+        return _sided(_scaled(found, pmus[0] / "events" / terms), sides)
 
     # --- sysfs ----------------------------------------------------------------------------
     def _pmus(self) -> list[Path]:
@@ -243,6 +256,16 @@ def _sided(counter: Counter, sides: str) -> Counter:
     if not sides:
         return replace(counter, kernel=not counter.hardware)
     return replace(counter, user="u" in sides, kernel="k" in sides)
+
+
+def _scaled(counter: Counter, event: Path) -> Counter:
+    """With what one event is worth: files beside the event's own, such as event.scale."""
+    scale, unit = 1.0, ""
+    with contextlib.suppress(OSError, ValueError):
+        scale = float(event.with_name(event.name + ".scale").read_text())
+    with contextlib.suppress(OSError):
+        unit = event.with_name(event.name + ".unit").read_text().strip()
+    return replace(counter, scale=scale, unit=unit)
 
 
 def _listing(folder: Path) -> list[Path]:

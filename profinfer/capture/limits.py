@@ -82,6 +82,15 @@ class Limits:
         """What is to be merged into ``limits`` when the recording is over."""
         return {"end": self._group.counters()} if self._group is not None else {}
 
+    def throttling(self) -> dict[str, int]:
+        """The quota's counters now; empty if there is no quota."""
+        return self._group.counters() if self._group is not None else {}
+
+    @property
+    def cpus(self) -> list[int]:
+        """CPUs that the target may run on."""
+        return self._cpus
+
     def _look(self) -> None:
         self._cpus = self._affinity() or self._cpus
         with contextlib.suppress(OSError):

@@ -19,6 +19,7 @@ from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Literal
 
+from profinfer.capture.frequency import Frequency
 from profinfer.capture.kernelprobe import try_cycles_counter, try_ring_buffer
 from profinfer.errors import EnvironmentProblem
 from profinfer.units import format_bytes
@@ -32,11 +33,13 @@ _DEBIAN_BCC = "usr/lib/python3/dist-packages/bcc"
 _VENV = "/usr/bin/python3 -m venv --system-site-packages VENV"
 # What made uprobes cheaper, and the release it came with.
 _UPROBE_STEPS = (
-    ((6, 11), "fast returns"),
     ((6, 13), "probes that scale over CPUs"),
     ((6, 14), "lockless lookup"),
-    ((6, 16), "emulated nop"),
 )
+_UPROBE_STEPS_OF = {
+    "x86_64": (((6, 11), "fast returns"), *_UPROBE_STEPS, ((6, 16), "emulated nop")),
+    "aarch64": (*_UPROBE_STEPS, ((6, 13), "emulated nop")),
+}
 
 
 @dataclass(frozen=True)
@@ -207,7 +210,8 @@ def check_libraries(system: System) -> Check:
 
 def check_uprobe_cost(system: System) -> Check:
     """What this kernel can do about the price of a probe."""
-    missing = [f"{what} ({v[0]}.{v[1]})" for v, what in _UPROBE_STEPS if system.version < v]
+    steps = _UPROBE_STEPS_OF.get(system.machine, _UPROBE_STEPS)
+    missing = [f"{what} ({v[0]}.{v[1]})" for v, what in steps if system.version < v]
     virtual = re.search(r"^flags\s*:.*\bhypervisor\b", system.read("proc/cpuinfo") or "", re.M)
     seen = "this kernel has the cheap uprobe paths"
     if missing:
@@ -231,6 +235,18 @@ def check_counters(system: System) -> Check:
         "note",
         "no hardware counters (usual on virtual machines): record --counters has software events",
     )
+
+
+def check_clocks(system: System) -> Check:
+    """Whether the clocks of the CPUs are told, so that slow ones can be."""
+    folder = system.root / "sys/devices/system/cpu"
+    cpus = [int(p.name[3:]) for p in folder.glob("cpu[0-9]*") if p.name[3:].isdigit()]
+    frequency = Frequency(cpus, root=folder)
+    heat = "told" if frequency.throttles() else "not told"
+    if frequency.known:
+        return Check("clocks", "ok", f"the CPUs' clocks are recorded; throttling by heat is {heat}")
+    return Check("clocks", "note", "the kernel does not tell the CPUs' clocks (usual on virtual "
+                 "machines): a slow one is not seen")  # fmt: skip
 
 
 def check_paranoid(system: System) -> Check:
@@ -333,6 +349,7 @@ OTHERS: tuple[_Checker, ...] = (
     check_bcc_loads,
     check_uprobe_cost,
     check_counters,
+    check_clocks,
     check_paranoid,
     check_lockdown,
     check_container,

@@ -106,6 +106,6 @@ class Forecast:
         """One clause: ``about 5.1 % at 118 tok/s (518 hits a graph, 0.87 µs each)``."""
         tps = f"{self.tps:,.0f}" if self.tps >= 100 else f"{self.tps:.3g}"
         speed = f" at {tps} tok/s" if self.tps else ""
-        share = f"{100 * self.share:.1f}" if self.share >= 0.001 else "less than 0.1"
+        share = f"about {100 * self.share:.1f}" if self.share >= 0.001 else "less than 0.1"
         hits = f"{self.hits:,.0f} hits a graph, {self.hit_ns / 1e3:.2f} µs each"
-        return f"about {share} %{speed} ({hits})"
+        return f"{share} %{speed} ({hits})"

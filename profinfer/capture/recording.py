@@ -16,13 +16,15 @@ from typing import Any
 
 from profinfer.capture.governor import Governor, QosLimits
 from profinfer.capture.limits import Limits
-from profinfer.capture.perfevents import refusal
+from profinfer.capture.perfevents import online_cpus, refusal
 from profinfer.capture.plausible import Verdict, check_tensors
 from profinfer.capture.probing import Probing, lost_events
 from profinfer.capture.progress import ProgressLine
 from profinfer.capture.readings import Forecast, Reading
 from profinfer.capture.residence import Residence
 from profinfer.capture.signals import SignalWatch, pass_on
+from profinfer.capture.surroundings import surroundings
+from profinfer.capture.systemcounters import SystemCounters
 from profinfer.capture.target import ExitStatus, LaunchedTarget, RunningTarget
 from profinfer.capture.wanted import Wanted
 from profinfer.capture.watch import LoadWatch, Stop
@@ -139,6 +141,9 @@ class Recording:
         self._interrupts = 0
         self._mapped = False
         self._limits = Limits(target.pid)
+        self._system = SystemCounters(wanted.system, online_cpus() if wanted.system else ())
+        self._around = surroundings(self._system, self._limits.cpus, self._limits)
+        self._json(ChunkKind.UPDATE, {"surroundings": self._around.facts()})
         self._loss_at = time.monotonic() + _LOSS_PERIOD_S
         if probing is not None:
             self._use(probing)
@@ -187,10 +192,13 @@ class Recording:
                 self._forecast()
                 self._govern()
             self._sample()
+            self._look_around()
             if not self._mapped and self._probing is not None and self._probing.ring.calls:
                 self._note_maps()
             self._show()
         self._progress.clear()
+        self._look_around(now=True)
+        self._json(ChunkKind.UPDATE, {"surroundings": self._around.end()})
         if self._probing is not None:
             # What a target that runs on does from here is not part of the recording; one that has
             # ended still leaves its CPU for the last time. A handler that is under way needs a
@@ -202,7 +210,8 @@ class Recording:
         return self._finish(status, reason)
 
     def close(self) -> None:
-        """Let probes and watch go."""
+        """Let probes, watch and counters go."""
+        self._around.close()
         if self._watch is not None:
             self._watch.close()
         if self._probing is not None:
@@ -357,6 +366,12 @@ class Recording:
             self._residence.look()  # what is mapped only while the model is loaded
         self._note("memory", **sizes)
 
+    def _look_around(self, *, now: bool = False) -> None:
+        """What the machine does around the target, ten times a second."""
+        seen = self._around.sample(now=now)
+        if seen is not None:
+            self._note("surroundings", **seen)
+
     def _show(self) -> None:
         due = self._progress.due()
         if self._probing is None or (not due and time.monotonic() < self._loss_at):
@@ -425,5 +440,7 @@ class Recording:
             no_sched=probing.sched.why if probing else None,
             no_faults=probing.memory.why if probing else None,
             write_error=self._write_error,
-            not_counted=refusal(probing.opened.refused) if probing else "",
+            not_counted=refusal(
+                [*(probing.opened.refused if probing else ()), *self._system.refused]
+            ),
         )

@@ -21,6 +21,7 @@ class Wanted:
         counters: what is counted at each operator.
         only: operators and threads that it is narrowed to.
         experts: which experts tokens are routed to, where the engine lets us.
+        system: what is counted of the whole system, and read now and then.
     """
 
     ring_bytes: int
@@ -30,3 +31,4 @@ class Wanted:
     counters: tuple[Counter, ...] = ()
     only: Only = EVERYTHING
     experts: bool = True
+    system: tuple[Counter, ...] = ()

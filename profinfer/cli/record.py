@@ -85,7 +85,8 @@ if TYPE_CHECKING:
     "--counters",
     metavar="LIST",
     help="Count at each operator and thread: page-faults,task-clock,cycles,instructions, codes "
-    "such as r04cb, names that sysfs lists. At most 6.",
+    "such as r04cb, names that sysfs lists. At most 6. Of the whole machine over time: "
+    "uncore_imc/cas_count_read/, system:context-switches.",
 )
 @click.option(
     "--preset",
@@ -206,7 +207,16 @@ def command(
             output=output,
             force=force,
             level=level,
-            wanted=Wanted(ring_bytes, sched, steps, faults, counted, only, experts),
+            wanted=Wanted(
+                ring_bytes,
+                sched,
+                steps,
+                faults,
+                tuple(c for c in counted if not c.system),
+                only,
+                experts,
+                tuple(c for c in counted if c.system),
+            ),
             debug_files=debug_files,
             qos=qos,
             duration_s=None if duration is None else seconds_of(duration),

@@ -27,7 +27,7 @@ def ring_bytes_of(text: str) -> int:
 
 
 def counters_of(listed: str | None, preset: str | None, level: str) -> tuple[Counter, ...]:
-    """What is to be counted at each operator."""
+    """What is to be counted: at each operator, and of the whole system."""
     import platform
 
     from profinfer.capture.counters import CounterNames
@@ -39,21 +39,16 @@ def counters_of(listed: str | None, preset: str | None, level: str) -> tuple[Cou
         raise UsageProblem(
             "--preset names counters, and so does --counters", hint="give one of them"
         )
-    if level != "op":
-        raise UsageProblem(
-            f"counters are read at operators, and --level {level} has none",
-            hint="leave out --level",
-        )
     names = CounterNames()
     found = (
         names.parse(listed)
         if listed is not None
         else counters_of_preset(preset or "", platform.machine(), names)
     )
-    if system := next((counter.name for counter in found if counter.system), None):
+    if level != "op" and not all(counter.system for counter in found):
         raise UsageProblem(
-            f"{system} counts a whole package and no thread: it has no operators",
-            hint="name counters of the cores",
+            f"counters are read at operators, and --level {level} has none",
+            hint="leave out --level",
         )
     return tuple(found)
 

@@ -242,7 +242,8 @@ def _check_level(trace: Trace, asked: ReportOptions) -> None:
         why = trace.meta.memory.get("why") or "profinfer was older"
         raise UsageProblem(f"{trace.path} holds no page faults: {why}", "profinfer record --faults")
     needs_ops = asked.by not in (None, "token", "generation", "tensor", "prompt", *STEPS)
-    needs_ops = needs_ops or asked.narrowed or asked.roofline or asked.corrected or asked.counters
+    needs_ops = needs_ops or asked.narrowed or asked.roofline or asked.corrected
+    needs_ops = needs_ops or (asked.counters and not len(trace.system_counters))
     if needs_ops and not len(trace.ops):
         level = trace.meta.plan.level or "graph"
         raise UsageProblem(
@@ -256,7 +257,11 @@ def _check_level(trace: Trace, asked: ReportOptions) -> None:
             f"{trace.path} does not say what a probe costs: there is nothing to correct by",
             "leave out --corrected",
         )
-    if asked.counters and not trace.meta.plan.counters:
+    if (
+        asked.counters
+        and not trace.meta.plan.counters
+        and (asked.by is not None or not len(trace.system_counters))
+    ):
         raise UsageProblem(
             f"{trace.path} was recorded without counters",
             "profinfer record --preset faults -- PROGRAM ...",

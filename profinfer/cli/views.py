@@ -176,8 +176,15 @@ def _counters(
     trace: Trace, asked: ReportOptions, selections: list[Selection], top: int | None
 ) -> Iterator[Result]:
     """The view that was asked for, or by operator, by role and the slowest nodes."""
+    from profinfer.analysis import surroundings
     from profinfer.analysis.counters import counters
 
+    if asked.by is None and len(trace.system_counters):
+        yield surroundings.system_counters(trace)
+    if asked.by is None and len(trace.frequency):
+        yield surroundings.frequency(trace)
+    if not trace.meta.plan.counters:
+        return
     short = asked.top or (top and TOP)
     for chosen in selections:
         for by in (asked.by,) if asked.by else ("op", "role", "node"):

@@ -274,6 +274,33 @@ COLUMNS: dict[str, tuple[str, dict[str, tuple[str, str]]]] = {
             "file_offset": ("bytes", "Its place in the file it is mapped from; -1 none."),
         },
     ),
+    "system_counters": (
+        "A reading of a counter of the whole system (uncore, `--counters system:NAME`).",
+        {
+            "ts_ns": ("ns", "When."),
+            "name": ("text", "The counter, as it was asked for."),
+            "value": ("number", "Growth since the first reading, in its unit, scaled for turns."),
+            "unit": ("text", "Unit that sysfs names; empty for events."),
+            "running": ("ratio", "Part of the time until now that it was counted."),
+        },
+    ),
+    "frequency": (
+        "A change of a CPU's clock, as it was read.",
+        {
+            "ts_ns": ("ns", "When."),
+            "cpu": ("id", "Number of the CPU."),
+            "khz": ("kHz", "Clock, until the next row of that CPU."),
+        },
+    ),
+    "throttling": (
+        "A reading that found the target's cgroup throttled anew; the first one is the begin.",
+        {
+            "ts_ns": ("ns", "When."),
+            "periods": ("count", "Periods of the quota so far."),
+            "throttled": ("count", "Periods so far in which it was stopped."),
+            "throttled_ns": ("ns", "For how long so far, CPUs summed."),
+        },
+    ),
 }
 COLUMNS["empty_ops"] = (
     "Like ops, of an empty node that threads passed a barrier after (older engines).",

@@ -19,7 +19,7 @@ import pandas as pd
 
 from profinfer.engine.roles import role_rules
 from profinfer.model import experts as moe
-from profinfer.model import memory, schedtables
+from profinfer.model import memory, schedtables, surroundings
 from profinfer.model.calls import Spans
 from profinfer.model.calls import build as build_spans
 from profinfer.model.choose import Wish, choose
@@ -76,6 +76,9 @@ TABLES = (
     "residence",
     "experts",
     "expert_weights",
+    "system_counters",
+    "frequency",
+    "throttling",
 )
 
 
@@ -267,6 +270,23 @@ class Trace:
     def residence(self) -> pd.DataFrame:
         """One row per reading of the target's memory sizes."""
         return memory.residence(self.reader.notes)
+
+    @cached_property
+    def system_counters(self) -> pd.DataFrame:
+        """One row per counter of the whole system and reading."""
+        facts = self.meta.extra.get("surroundings")
+        known = facts if isinstance(facts, dict) else {}
+        return surroundings.system_counters(self.reader.notes, known)
+
+    @cached_property
+    def frequency(self) -> pd.DataFrame:
+        """One row per CPU and change of its clock."""
+        return surroundings.frequency(self.reader.notes)
+
+    @cached_property
+    def throttling(self) -> pd.DataFrame:
+        """One row per reading that found the target's cgroup throttled anew."""
+        return surroundings.throttling(self.reader.notes)
 
     @cached_property
     def residents(self) -> Residents:

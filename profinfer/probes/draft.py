@@ -172,7 +172,7 @@ class Draft:
                     index_add=bias - s.bias,
                 )
                 cost = max(cost, probe.cost_ns)
-            leaves = {s.leave for s in here if s.leave is not None}
+            leaves = {leave for s in here for leave in s.leaves}
             for leave in sorted(leaves):
                 site = at_insn(image.decoder, leave, kernel=self.kernel, stack_delta=None)
                 self.add("op.leave", image, name, site)

@@ -83,7 +83,7 @@ def find_loop_point(
                 index=index,
                 bias=bias,
                 cgraph=cgraph,
-                leave=leave,
+                leaves=() if leave is None else (leave,),
                 barrier_always=True,
                 proof=(
                     f"every path through the loop passes {at:#x} once, after the work and before "

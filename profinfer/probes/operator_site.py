@@ -65,7 +65,7 @@ class LoopSite:
         end: address of the `call ggml_barrier` that ends an operator.
         index: the loop index at that call; index == node + bias.
         cgraph: the graph pointer at that call.
-        leave: address of the barrier call after the loop, or None.
+        leaves: addresses of the barrier call after the loop; compilers make copies of it.
         barrier_always: the loop calls the barrier after the last node too.
         proof: what was seen, for people.
         enter: address of the instruction before the loop that a thread passes once a graph; None:
@@ -78,7 +78,7 @@ class LoopSite:
     index: Location
     bias: int
     cgraph: Location
-    leave: int | None
+    leaves: tuple[int, ...]
     barrier_always: bool
     proof: str
     enter: int | None = None
@@ -187,9 +187,12 @@ def _prove(
     cgraph = location(cgraph_value)
     if index is None or cgraph is None:
         return None
-    leave = _leave(decoder, call, followed, cgraph_value, n_nodes, nodes)
-    guarded = _guarded(decoder, function, call, n_nodes)
-    if guarded and leave is None:
+    leaves = _leaves(decoder, call, followed, cgraph_value, n_nodes, nodes)
+    guarded = _passes_over(decoder, function, call, n_nodes)
+    # The last node may have a barrier call of its own to go to, beside the one of the loop's end.
+    leaves |= {end for at in guarded if (end := _straight_to_barrier(decoder, at)) is not None}
+    leaves -= {call.address}
+    if guarded and not leaves:
         return None  # the last node's end would not be seen
     return LoopSite(
         function=function,
@@ -198,7 +201,7 @@ def _prove(
         index=index,
         bias=1 - following.const,
         cgraph=cgraph,
-        leave=leave,
+        leaves=tuple(sorted(leaves)),
         barrier_always=not guarded,
         proof=(
             f"after the call the next node is {_sum(index, following.const)}, compared with "
@@ -306,16 +309,16 @@ def _plain(value: Value) -> str:
     return repr(value)
 
 
-def _leave(
+def _leaves(
     decoder: Decoder,
     call: Insn,
     followed: list[Path],
     cgraph: Value,
     n_nodes: int,
     nodes: int,
-) -> int | None:
-    """The barrier call that the loop's exit runs into."""
-    ends = {
+) -> set[int]:
+    """The barrier calls that the loop's exits run into."""
+    return {
         path.end.address
         for path in followed
         if path.end is not None
@@ -327,29 +330,43 @@ def _leave(
             _field_owner(v, n_nodes) == cgraph for c in path.compares for v in (c.left, c.right)
         )
     }
-    return next(iter(ends)) if len(ends) == 1 else None
 
 
-def _guarded(decoder: Decoder, function: Function, call: Insn, n_nodes: int) -> bool:
-    """Whether a comparison with a field at ``n_nodes`` decides if the loop's barrier is called.
+def _passes_over(decoder: Decoder, function: Function, call: Insn, n_nodes: int) -> list[int]:
+    """Where it goes on if a comparison with a field at ``n_nodes`` passes over the loop's barrier.
 
     Looks at every conditional jump of the function with such a comparison before it, one of
-    whose sides runs straight into the call.
+    whose sides runs straight into the call; the others are returned. None: it is always called.
     """
+    found = []
     bounds = decoder.image.bounds(function.address)
     assert bounds is not None
     window: list[Insn] = []
     for insn in decoder.straight(*bounds):
         if insn.flow == "jcc" and insn.target is not None:
-            if any(mentions(w, n_nodes) for w in window[-4:]) and any(
-                _runs_into(decoder, side, call.address) for side in (insn.target, insn.end)
-            ):
-                return True
+            sides = (insn.target, insn.end)
+            into = [_runs_into(decoder, side, call.address) for side in sides]
+            if any(mentions(w, n_nodes) for w in window[-4:]) and any(into):
+                found.append(sides[into.index(True) - 1])
         if insn.flow:
             window.clear()
         else:
             window.append(insn)
-    return False
+    return found
+
+
+def _straight_to_barrier(decoder: Decoder, at: int, limit: int = 24) -> int | None:
+    """The barrier call that is reached from an address whatever happens, or None."""
+    for _ in range(limit):
+        insn = decoder.at(at)
+        if insn is None:
+            return None
+        if insn.flow in ("call", "jmp") and _calls_barrier(decoder, insn):
+            return insn.address
+        if insn.flow and not (insn.flow == "jmp" and insn.target is not None):
+            return None
+        at = insn.end if insn.flow != "jmp" or insn.target is None else insn.target
+    return None
 
 
 def mentions(insn: Insn, offset: int) -> bool:

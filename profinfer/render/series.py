@@ -45,8 +45,10 @@ class Series:
 
 
 def of_trace(trace: Trace) -> tuple[Series, ...]:
-    """Memory, page faults and disk reads of the target, as they were read from /proc."""
-    return residence(trace.residence)
+    """What the recorder read now and then: of the target, and of the machine around it."""
+    from profinfer.render import surroundingseries
+
+    return residence(trace.residence) + surroundingseries.of_trace(trace)
 
 
 def residence(table: pd.DataFrame) -> tuple[Series, ...]:

@@ -173,6 +173,12 @@ def test_a_cgroup_quota(half_a_cpu: Path, tmp_path: Path, llama_bin: Path, smoll
     assert limits["cgroup"]["path"] == str(half_a_cpu)
     assert (limits["cgroup"]["quota_us"], limits["cgroup"]["period_us"]) == (50_000, 100_000)
     assert limits["end"]["throttled"] > limits["begin"]["throttled"]
+    # When it was stopped, ten times a second: the sums agree with those of begin and end.
+    stopped = trace.throttling
+    assert len(stopped) >= 5 and (stopped["throttled"].diff().dropna() > 0).all()
+    assert limits["begin"]["throttled"] <= stopped["throttled"].iloc[0]
+    assert stopped["throttled"].iloc[-1] <= limits["end"]["throttled"]
+    assert stopped["throttled_ns"].iloc[-1] > stopped["throttled_ns"].iloc[0]
     said = found(trace)
     assert "quota of 0.5 CPUs" in said["throttled"].text
     assert "try -t 1" in said["throttled"].text

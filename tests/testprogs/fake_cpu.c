@@ -2,9 +2,11 @@
 #define _GNU_SOURCE
 #include "fake_ggml.h"
 
+#include <linux/perf_event.h>
 #include <sched.h>
 #include <stdlib.h>
 #include <sys/mman.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 #define N_THREADS_MASK 0xffff
@@ -55,6 +57,19 @@ __attribute__((noinline)) void ggml_barrier(struct ggml_threadpool *tp) {
     }
 }
 
+/* What this thread counted of itself outside of the kernel, by an event of its own. */
+static uint64_t own_count(const struct fake_run *run) {
+    static __thread int fd;
+    uint64_t value = 0;
+    if (run->count_type < 0) return 0;
+    if (fd == 0) {
+        struct perf_event_attr attr = {.type = (uint32_t)run->count_type, .size = sizeof attr,
+                                       .config = run->count_config, .exclude_kernel = 1};
+        fd = (int)syscall(SYS_perf_event_open, &attr, 0, -1, -1, PERF_FLAG_FD_CLOEXEC);
+    }
+    return read(fd, &value, sizeof value) == sizeof value ? value : 0;
+}
+
 static void record(const struct ggml_tensor *t, int thread, int fused, uint64_t begin) {
     const struct fake_node *node = t->extra;
     struct fake_truth *truth = &node->run->truth[thread];
@@ -63,8 +78,9 @@ static void record(const struct ggml_tensor *t, int thread, int fused, uint64_t 
         truth->dropped++;
         return;
     }
+    uint64_t count = own_count(node->run);
     truth->op[truth->n++] =
-        (struct fake_op){node->run->call, node->idx, thread, fused, begin, fake_now()};
+        (struct fake_op){node->run->call, node->idx, thread, fused, begin, fake_now(), count};
 }
 static uint64_t deadline(const struct ggml_tensor *t, int thread, uint64_t begin) {
     const struct fake_node *node = t->extra;

@@ -1,7 +1,7 @@
 /* The program of the fake engine: decodes as told, then prints what it measured as JSON.
  *
  * The JSON is the tests' truth: per context the calls, the samplings, the graph definitions
- * with planned durations, and one row [call, node, thread, covered, begin, end] per operator
+ * with planned durations, and one row [call, node, thread, covered, begin, end, count] per operator
  * and thread, all times CLOCK_MONOTONIC ns. It is printed at the end only (nothing after a
  * crash), on stdout or into --out FILE.
  */
@@ -20,7 +20,8 @@ enum { MAX_CALLS = 1 << 16, MAX_DEFS = 256, MAX_TOKENS = 512, MAX_SLOTS = 64 };
 
 static struct fake_options opt = {.threads = 2, .prompt = 7, .tokens = 16, .layers = 2,
                                   .generations = 1, .kv_pad = 4, .base_us = 20, .splits = 1,
-                                  .sample_us = 30, .crash_call = -1, .uid = true, .pos = true};
+                                  .sample_us = 30, .crash_call = -1, .count_type = -1, .uid = true,
+                                  .pos = true};
 static int contexts = 1, slots = 1;
 static bool interleave;
 static double seconds;
@@ -217,8 +218,8 @@ static void print_worker(FILE *f, struct worker *w) {
     for (int t = 0; t < opt.threads && want_ops; t++) {
         for (size_t i = 0; i < c->run.truth[t].n; i++, any = true) {
             struct fake_op *o = &c->run.truth[t].op[i];
-            fprintf(f, "%s[%d, %d, %d, %d, %lu, %lu]", any ? ",\n " : "\n ", o->call, o->idx,
-                    o->thread, o->fused, o->begin, o->end);
+            fprintf(f, "%s[%d, %d, %d, %d, %lu, %lu, %lu]", any ? ",\n " : "\n ", o->call,
+                    o->idx, o->thread, o->fused, o->begin, o->end, o->count);
         }
     }
     fprintf(f, "]}");
@@ -243,7 +244,8 @@ static const char usage[] =
     "  [--base-us N] [--sample-us N] [--seconds T]\n"
     "  [--mode normal|crash|exit3|idle|fork] [--warmup reset|set|none] [--no-uid] [--no-pos]\n"
     "  [--no-ops] [--tail] [--vary] [--nap] [--slow FIRST:LAST] [--touch NODE:PAGES] [--migrate]\n"
-    "  [--plant NAME:PERCENT] [--out FILE] [--weights FILE] [--experts N:USED]\n";
+    "  [--plant NAME:PERCENT] [--out FILE] [--weights FILE] [--experts N:USED]\n"
+    "  [--count TYPE:CONFIG]\n";
 
 int main(int argc, char **argv) {
     static const struct option options[] = {
@@ -253,7 +255,7 @@ int main(int argc, char **argv) {
         {"sample-us", 1, 0, 'a'}, {"seconds", 1, 0, 'T'}, {"mode", 1, 0, 'm'},
         {"no-uid", 0, 0, 'U'}, {"no-pos", 0, 0, 'P'}, {"warmup", 1, 0, 'W'},
         {"slots", 1, 0, 'S'}, {"interleave", 0, 0, 'I'}, {"slow", 1, 0, 'w'}, {"no-ops", 0, 0, 'O'}, {"tail", 0, 0, 'i'}, {"vary", 0, 0, 'v'}, {"nap", 0, 0, 'N'}, {"out", 1, 0, 'o'}, {"touch", 1, 0, 'f'}, {"migrate", 0, 0, 'R'}, {"weights", 1, 0, 'M'}, {"experts", 1, 0, 'E'},
-        {"plant", 1, 0, 'Q'}, {0}};
+        {"plant", 1, 0, 'Q'}, {"count", 1, 0, 'C'}, {0}};
     for (int o; (o = getopt_long(argc, argv, "", options, NULL)) != -1;) {
         switch (o) {
             case 't': opt.threads = atoi(optarg); break;
@@ -284,6 +286,7 @@ int main(int argc, char **argv) {
             case 'o': out_path = optarg; break;
             case 'M': opt.weights = optarg; break;
             case 'E': sscanf(optarg, "%d:%d", &opt.experts, &opt.used); break;
+            case 'C': sscanf(optarg, "%d:%lu", &opt.count_type, &opt.count_config); break;
             default: fputs(usage, stderr); return 2;
         }
     }

@@ -138,7 +138,7 @@ struct llama_batch {
 };
 
 /* --- the truth ------------------------------------------------------------------------ */
-struct fake_op { int call, idx, thread, fused; uint64_t begin, end; };
+struct fake_op { int call, idx, thread, fused; uint64_t begin, end, count; };
 struct fake_truth { /* one thread's operators, in order; no lock, one writer */
     struct fake_op *op;
     size_t n, max, dropped;
@@ -158,6 +158,8 @@ struct fake_run { /* what the operators of one context need to know */
     int experts, used;        /* of each layer; 0: dense */
     const char *plant;        /* nodes of this name take plant_percent longer; NULL: none */
     int plant_percent;
+    int count_type;           /* an event of perf that each thread counts of itself; -1: none */
+    uint64_t count_config;
 };
 struct fake_node { struct fake_run *run; int idx; }; /* idx: in the whole graph */
 
@@ -218,6 +220,8 @@ struct fake_options {
     int crash_call;
     int touch_idx, touch_pages; /* --touch NODE:PAGES */
     int slow_from, slow_to; /* calls in between take three times as long */
+    int count_type;         /* --count TYPE:CONFIG */
+    unsigned long count_config;
     bool uid, pos, tail, vary, nap, migrate;
     int experts, used; /* --experts N:K */
     const char *plant;   /* --plant NAME:PERCENT */

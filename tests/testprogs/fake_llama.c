@@ -227,6 +227,8 @@ lctx *llama_init_fake(const struct fake_options *o) {
     c->ids = calloc((size_t)(MAX_ROWS * (o->experts + 1)), sizeof *c->ids);
     c->run.plant = o->plant;
     c->run.plant_percent = o->plant_percent;
+    c->run.count_type = o->count_type;
+    c->run.count_config = o->count_config;
     c->run.truth = calloc((size_t)o->threads, sizeof *c->run.truth);
     for (int i = 0; i < o->threads; i++) {
         c->run.truth[i].max = TRUTH_ROWS;

@@ -41,6 +41,12 @@ def x86(tmp_path: Path) -> CounterNames:
             "uncore_imc_0/cpumask": "0",
             "uncore_imc_0/format/event": "config:0-7",
             "uncore_imc_0/events/cas_count_read": "event=0x4",
+            "uncore_imc_0/events/cas_count_read.scale": "6.103515625e-5",
+            "uncore_imc_0/events/cas_count_read.unit": "MiB",
+            "uncore_imc_1/type": "18",
+            "uncore_imc_1/cpumask": "0",
+            "uncore_imc_1/format/event": "config:0-7",
+            "uncore_imc_1/events/cas_count_read": "event=0x4",
         },
     )
     return CounterNames(tmp_path)
@@ -102,6 +108,24 @@ def test_a_package_counter_is_told(x86: CounterNames) -> None:
     assert counter.system and counter.encodings[0] == Encoding(17, 4, cpus=frozenset({0}))
 
 
+def test_every_memory_controller_counts(x86: CounterNames) -> None:
+    for text in ("uncore_imc/cas_count_read/", "uncore_imc:cas_count_read"):
+        counter = x86.one(text)
+        assert [e.type for e in counter.encodings] == [17, 18] and counter.system
+        assert (counter.scale, counter.unit) == (6.103515625e-5, "MiB")
+
+
+def test_an_event_of_the_whole_machine(x86: CounterNames) -> None:
+    counter = x86.one("system:cycles")
+    assert counter.system and counter.user and counter.kernel and counter.side == "both"
+    assert (counter.name, counter.encodings) == ("system:cycles", (Encoding(0, 0),))
+    # They are read by the recorder: the limit of what is read at an operator is not theirs.
+    listed = ",".join(["r1", "r2", "r3", "r4", "r5", "r6", "system:r7", "uncore_imc_0/event=1/"])
+    assert [c.system for c in x86.parse(listed)] == 6 * [False] + 2 * [True]
+    with pytest.raises(UsageProblem, match="no counter is called page-fault"):
+        x86.one("system:page-fault")
+
+
 def test_cores_of_two_kinds(rk3588: CounterNames) -> None:
     for name in ("armv8:l3d_cache_refill", "l3d_cache_refill", "r2a"):
         little, big = rk3588.one(name).encodings
@@ -116,7 +140,7 @@ def test_cores_of_two_kinds(rk3588: CounterNames) -> None:
         ("page-fault", "no counter is called page-fault here", "page-faults"),
         ("mem-load", "mem-load", "mem-loads"),
         ("cpu:mem-lods", "cpu:mem-lods", "cpu:mem-loads"),
-        ("gpu/event=1/", "no PMU gpu", "cpu, uncore_imc_0"),
+        ("gpu/event=1/", "no PMU gpu", "cpu, uncore_imc_0, uncore_imc_1"),
         ("cpu/evnt=1/", "cpu knows no evnt", "event, inv"),
         ("cpu/event=0x100/", "does not fit 8 bits", ""),
         ("cpu/event=x/", "has no number", ""),

@@ -30,7 +30,7 @@ def test_every_node_runs_once_per_thread_and_call(fake_ggml: Path) -> None:
     assert len(ctx["samples"]) == 7 and ctx["ops_dropped"] == 0
     got: dict[tuple[int, int], list[int]] = {}
     covered: dict[tuple[int, int], int] = {}
-    for call, idx, thread, fused, begin, end in ctx["ops"]:
+    for call, idx, thread, fused, begin, end, _count in ctx["ops"]:
         got.setdefault((call, thread), []).append(idx)
         covered[call, thread] = covered.get((call, thread), 0) + fused
         node = defs[calls[call]["def"]]["nodes"][idx]

@@ -13,7 +13,7 @@ from profinfer.model.trace import Trace
 
 @dataclass
 class Truth:
-    """One run of fake_ggml. ``ops`` has call, node, thread, covered, begin, end, tid, ctx."""
+    """One run of fake_ggml. ``ops``: call, node, thread, covered, begin, end, count, tid, ctx."""
 
     raw: dict
     calls: pd.DataFrame
@@ -28,7 +28,7 @@ def read_truth(path: Path) -> Truth:
         frame = pd.DataFrame(context["calls"])
         frame["def"] += len(defs)
         calls.append(frame.assign(ctx=context["ctx"], number=range(len(frame))))
-        names = ["call", "node", "thread", "covered", "begin", "end"]
+        names = ["call", "node", "thread", "covered", "begin", "end", "count"]
         rows = pd.DataFrame(context["ops"], columns=names)
         tids = dict(enumerate(context["tids"]))
         ops.append(rows.assign(ctx=context["ctx"], tid=rows["thread"].map(tids)))
