@@ -60,6 +60,7 @@ COLUMNS: dict[str, tuple[str, dict[str, tuple[str, str]]]] = {
             "split_id": ("id", "Number; the row number."),
             "tid": ("id", "Thread that handed it over."),
             "backend": ("text", "Name of the backend; empty if it is not known."),
+            "address": ("address", "The ggml_backend_t."),
             "guid": ("text", "The backend's GUID, hexadecimal."),
             "cgraph": ("address", "The ggml_cgraph."),
             "n_nodes": ("count", "Its nodes."),
@@ -68,6 +69,10 @@ COLUMNS: dict[str, tuple[str, dict[str, tuple[str, str]]]] = {
             "call_id": ("id", "Call around it; -1 none."),
             "outermost": ("bool", "It lies in no other split."),
             "cut": ("bool", "Its end was not recorded."),
+            "ctx": ("address", "The llama_context of its call; 0 none."),
+            "def_id": ("id", "Definition: which nodes it has; -1 not read (CPU: see graphs)."),
+            "instance": ("count", "Which backend of this name in its context, from 1."),
+            "done_ns": ("ns", "Its work was known to be done; -1 no wait for it was seen."),
         },
     ),
     "graphs": (
@@ -251,6 +256,75 @@ COLUMNS: dict[str, tuple[str, dict[str, tuple[str, str]]]] = {
         },
     ),
 }
+COLUMNS["copies"] = (
+    "A copy to, from or between tensors; a copy of a tensor has one to or from host memory inside.",
+    {
+        "copy_id": ("id", "Number; the row number."),
+        "tid": ("id", "Thread."),
+        "function": ("text", "Function that was called."),
+        "kind": ("text", "set (from host memory), get (to it), copy or fill."),
+        "tensor": ("text", "Tensor that is written; of get and copy the one that is read."),
+        "type": ("text", "Its type."),
+        "bytes": ("bytes", "How much."),
+        "source": (
+            "text",
+            "Backend whose buffer it comes from; host: no tensor; empty: not known.",
+        ),
+        "target": ("text", "Backend whose buffer it goes to, likewise."),
+        "crosses": ("bool", "It leaves one backend's memory for another's."),
+        "is_async": ("bool", "It need not have happened when the function returned."),
+        "begin_ns": ("ns", "Entered."),
+        "end_ns": ("ns", "Returned."),
+        "call_id": ("id", "Call around it; -1 none."),
+        "outermost": ("bool", "It lies in no other copy."),
+        "cut": ("bool", "Its end was not recorded."),
+    },
+)
+COLUMNS["syncs"] = (
+    "A wait for a backend, or for an event of its device.",
+    {
+        "sync_id": ("id", "Number; the row number."),
+        "tid": ("id", "Thread that waited."),
+        "backend": ("text", "Name of the backend; empty if it is not known."),
+        "address": ("address", "The ggml_backend_t; of an event the device."),
+        "event": ("bool", "For an event, not for all that the backend was given."),
+        "begin_ns": ("ns", "Entered."),
+        "end_ns": ("ns", "Returned."),
+        "call_id": ("id", "Call around it; -1 none."),
+        "cut": ("bool", "Its end was not recorded."),
+    },
+)
+COLUMNS["backend_work"] = (
+    "A call of a function of a backend, or of the library behind it.",
+    {
+        "work_id": ("id", "Number; the row number."),
+        "tid": ("id", "Thread."),
+        "kind": ("text", "gemm, send, recv, serve, node or submit."),
+        "function": ("text", "Function, as its symbol is."),
+        "command": ("text", "RPC: command that a message begins with, or that is served."),
+        "bytes": ("bytes", "On the wire; 0 for other kinds."),
+        "m": ("count", "Rows of a gemm's result; -1 none."),
+        "n": ("count", "Its columns; -1 none."),
+        "k": ("count", "Length of its dot products; -1 none."),
+        "node": ("count", "Index of the node in the split; -1 none."),
+        "socket": ("address", "Which connection; 0 none."),
+        "begin_ns": ("ns", "Entered."),
+        "end_ns": ("ns", "Returned."),
+        "call_id": ("id", "Call around it on its thread; -1 none."),
+        "cut": ("bool", "Its end was not recorded."),
+    },
+)
+COLUMNS["backend_ops"] = (
+    "An operator that another backend than the CPU computed, or recorded commands of, on the host.",
+    {
+        "split_id": ("id", "Split."),
+        "node_id": ("id", "Node."),
+        "how": ("text", "computed, or recorded: it runs later, on a device."),
+        "begin_ns": ("ns", "Begin: end of the one before, or begin of the split."),
+        "end_ns": ("ns", "End."),
+        "library_ns": ("ns", "Inside the library behind the backend, e.g. in gemm."),
+    },
+)
 COLUMNS["empty_ops"] = (
     "Like ops, of an empty node that threads passed a barrier after (older engines).",
     COLUMNS["ops"][1],

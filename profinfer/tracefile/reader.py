@@ -38,6 +38,7 @@ from profinfer.tracefile.schema import (
     OPS,
     ChunkKind,
     Kind,
+    copy_dtype,
     tensor_dtype,
 )
 
@@ -169,6 +170,10 @@ class TraceReader:
         """All BUFFER records; ``raw`` is the engine's struct (``structs.buffer_struct``)."""
         return self._rows(Kind.BUFFER, tensor_dtype(self._raw_sizes()[Kind.BUFFER] or 0))
 
+    def copies(self) -> Records:
+        """All COPY_BEGIN records; ``raw`` is a tensor's struct (``structs.tensor_struct``)."""
+        return self._rows(Kind.COPY_BEGIN, copy_dtype(self._raw_sizes()[Kind.COPY_BEGIN] or 0))
+
     # -- life --------------------------------------------------------------------------------
 
     def close(self) -> None:
@@ -203,6 +208,7 @@ class TraceReader:
         sizes = {
             Kind.TENSOR: layout.tensor_size if layout else None,
             Kind.BUFFER: layout.buffer_size if layout else None,
+            Kind.COPY_BEGIN: layout.tensor_size if layout else None,
         }
         # A size that no struct has comes from a faulty recorder: the records are then unreadable.
         return {k: n if n and 0 < n <= _MAX_RAW else None for k, n in sizes.items()}

@@ -13,7 +13,7 @@ import numpy as np
 # --- file frame -----------------------------------------------------------------------
 MAGIC = b"\x89PF\r\n\x1a\n\x00"
 MAJOR = 1
-MINOR = 1  # 1: SCHED, SEQS, compact OPS
+MINOR = 2  # 1: SCHED, SEQS, compact OPS; 2: COPY, SYNC, WORK, splits' definitions
 CHUNK_MAGIC = 0x4B4E4843  # "CHNK"
 
 FILE_HEADER = np.dtype(
@@ -88,6 +88,10 @@ class Kind(IntEnum):
     COUNTS = 17
     FAULT = 18
     READ = 19
+    COPY_BEGIN = 21
+    SYNC_BEGIN = 22
+    WORK_BEGIN = 23
+    BACKEND_END = 24
 
 
 class OpKind(IntEnum):
@@ -103,6 +107,7 @@ class OpKind(IntEnum):
 CALL_ENCODE = 1
 SEQS_CUT = 1
 WARMUP_OFF, WARMUP_ON, WARMUP_RESET = 0, 1, 2
+SPLIT_CHANGED, SPLIT_PARTIAL, SPLIT_READ = 1, 2, 4
 GRAPH_CHANGED = 1
 GRAPH_PARTIAL = 2
 GRAPH_NO_OPS = 4
@@ -116,6 +121,10 @@ PTRS_LEAFS = 1
 SCHED_OUT, SCHED_IN, SCHED_WAKE, SCHED_NEW, SCHED_PREEMPT = 1, 2, 4, 8, 16
 FAULT_MAJOR = 1
 READ_WRITE = 1
+COPY_SET, COPY_GET, COPY_TENSOR, COPY_FILL = 1, 2, 3, 4
+COPY_ASYNC = 1
+COPY_WHOLE = (1 << 64) - 1
+SYNC_EVENT = 1
 
 HDR = np.dtype([("kind", "<u2"), ("flags", "<u2"), ("tid", "<u4"), ("ts", "<u8")])
 _H = HDR.descr
@@ -212,6 +221,17 @@ FAULT = np.dtype(
     [*_H, ("addr", "<u8"), ("last", "<u8"), ("n", "<u4"), ("dt", "<u4"), ("ns", "<u8")]
 )
 READ = np.dtype([*_H, ("ino", "<u8"), ("offset", "<u8"), ("dev", "<u4"), ("bytes", "<u4")])
+SYNC = np.dtype(
+    [
+        *_H,
+        ("backend", "<u8"),
+        ("get_name", "<u8"),
+        ("guid", "V16"),
+        ("probe", "<u4"),
+        ("pad", "<u4"),
+    ]
+)
+WORK = np.dtype([*_H, ("value", "<u8", (4,)), ("probe", "<u4"), ("pad", "<u4")])
 
 FIXED: dict[Kind, np.dtype[np.void]] = {
     Kind.CALL_BEGIN: CALL,
@@ -229,12 +249,33 @@ FIXED: dict[Kind, np.dtype[np.void]] = {
     Kind.SCHED: SCHED,
     Kind.FAULT: FAULT,
     Kind.READ: READ,
+    Kind.SYNC_BEGIN: SYNC,
+    Kind.WORK_BEGIN: WORK,
+    Kind.BACKEND_END: END,
 }
 
 
 def tensor_dtype(raw_size: int) -> np.dtype[np.void]:
     """Record of kind TENSOR or BUFFER whose raw struct is ``raw_size`` bytes."""
     return np.dtype([*_H, ("addr", "<u8"), ("gen", "<u8"), ("raw", f"V{raw_size}")])
+
+
+def copy_dtype(raw_size: int) -> np.dtype[np.void]:
+    """Record of kind COPY_BEGIN whose raw tensor is ``raw_size`` bytes."""
+    return np.dtype(
+        [
+            *_H,
+            ("backend", "<u8"),
+            ("src", "<u8"),
+            ("dst", "<u8"),
+            ("bytes", "<u8"),
+            ("src_owner", "<u8"),
+            ("dst_owner", "<u8"),
+            ("what", "<u4"),
+            ("probe", "<u4"),
+            ("raw", f"V{raw_size}"),
+        ]
+    )
 
 
 # --- counters of the BPF program ----------------------------------------------------------
