@@ -51,7 +51,7 @@ e2e: setup ## root: record the real llama.cpp
 	$(PYTEST) -m e2e --require-all $(ARGS)
 
 setup: ## packages, virtual environment, llama.cpp, model; seconds when already there
-	$(SETUP) apt python llama model
+	$(SETUP) apt python llama backends model
 python:
 	$(SETUP) apt python
 examples: setup ## run the examples again and keep their output in examples/*.txt

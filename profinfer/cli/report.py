@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from profinfer.model.selection import Selection
     from profinfer.model.trace import Trace
 
+# Views of calls and the like, which need no operators.
+_NO_OPERATORS = ("token", "generation", "tensor", "backend", "context")
+_OWN_VIEWS = ("thread", *_NO_OPERATORS)
+
 
 class EmptyTrace(ProfinferError):
     """There is nothing to report."""
@@ -41,6 +45,11 @@ class EmptyTrace(ProfinferError):
 )
 @click.option("--faults", is_flag=True, help="Page faults, disk reads, and memory over time.")
 @click.option("--counters", is_flag=True, help="What counters counted: see record --counters.")
+@click.option(
+    "--against",
+    metavar="TRACE",
+    help="With --by backend: the same operators in another recording, and who was faster.",
+)
 def command(
     trace: str,
     by: str | None,
@@ -55,6 +64,7 @@ def command(
     corrected: bool,
     faults: bool,
     counters: bool,
+    against: str | None,
 ) -> None:
     """Print what TRACE says: how fast, where the time went, what is missing.
 
@@ -65,7 +75,19 @@ def command(
     report(
         trace,
         ReportOptions(
-            by, phase, tokens, op, layer, top, form, warmup, roofline, corrected, faults, counters
+            by,
+            phase,
+            tokens,
+            op,
+            layer,
+            top,
+            form,
+            warmup,
+            roofline,
+            corrected,
+            faults,
+            counters,
+            against,
         ),
     )
 
@@ -107,10 +129,12 @@ def _check_usage(asked: ReportOptions) -> None:
         raise UsageProblem("--tokens counts decoded tokens", "--phase decode --tokens 0:10")
     if asked.by == "token" and asked.narrowed:
         raise UsageProblem("--by token shows whole calls", "leave out --op and --layer")
+    if asked.against is not None and asked.by != "backend":
+        raise UsageProblem("--against compares backends", "--by backend --against OTHER.pf")
     if asked.roofline and asked.counters:
         raise UsageProblem("--roofline and --counters are two views", "give one of them")
     view = "--roofline" if asked.roofline else "--counters" if asked.counters else None
-    if view and asked.by in ("thread", "token", "generation", "tensor"):
+    if view and asked.by in _OWN_VIEWS:
         raise UsageProblem(f"{view} knows no --by {asked.by}", f"{view} --by op")
     if asked.faults:
         _check_faults(asked)
@@ -146,7 +170,8 @@ def _check_level(trace: Trace, asked: ReportOptions) -> None:
     if asked.faults and not trace.has_faults:
         why = trace.meta.memory.get("why") or "profinfer was older"
         raise UsageProblem(f"{trace.path} holds no page faults: {why}", "profinfer record --faults")
-    needs_ops = asked.by not in (None, "token", "generation", "tensor")
+    needs_ops = asked.by not in (None, *_NO_OPERATORS)
+    needs_ops = needs_ops or asked.against is not None
     needs_ops = needs_ops or asked.narrowed or asked.roofline or asked.corrected or asked.counters
     if needs_ops and not len(trace.ops):
         level = trace.meta.plan.level or "graph"

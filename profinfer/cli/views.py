@@ -11,9 +11,21 @@ if TYPE_CHECKING:
     from profinfer.model.selection import Selection
     from profinfer.model.trace import Trace
 
-VIEWS = ("op", "layer", "role", "node", "shape", "thread", "token", "generation", "tensor")
+VIEWS = (
+    "op",
+    "layer",
+    "role",
+    "node",
+    "shape",
+    "thread",
+    "token",
+    "generation",
+    "tensor",
+    "backend",
+    "context",
+)
 # Reported one by one, those that the trace has.
-PHASES = ("decode", "prefill", "mixed", "encode")
+PHASES = ("decode", "verify", "prefill", "mixed", "encode")
 TOP = 10  # slowest operators in the short report
 TOP_VIEW = 20  # rows of a long view when a person reads it
 
@@ -35,6 +47,7 @@ class ReportOptions:
         corrected: operators' times without the probes' cost, beside the raw ones.
         faults: page faults and disk reads instead.
         counters: what counters counted, instead.
+        against: another trace that operators are compared with.
     """
 
     by: str | None
@@ -49,6 +62,7 @@ class ReportOptions:
     corrected: bool = False
     faults: bool = False
     counters: bool = False
+    against: str | None = None
 
     @property
     def narrowed(self) -> bool:
@@ -75,6 +89,14 @@ def views(trace: Trace, asked: ReportOptions, selections: list[Selection]) -> It
     def shown(result: Result, selection: Selection) -> Result:
         return corrected(result, trace, selection) if asked.corrected else result
 
+    if asked.by == "backend":
+        yield from backend_views(trace, selections, asked, TOP_VIEW if human else None)
+        return
+    if asked.by == "context":
+        from profinfer.analysis.contexts import contexts
+
+        yield contexts(trace)
+        return
     if asked.by == "generation":
         yield generations.generations(trace, asked.top)
         return
@@ -157,6 +179,42 @@ def _counters(
         for by in (asked.by,) if asked.by else ("op", "role", "node"):
             rows = top if asked.by else short
             yield counters(trace, chosen, by, rows if by in ("node", "shape") else None)
+
+
+def backend_views(
+    trace: Trace, selections: list[Selection], asked: ReportOptions, top: int | None
+) -> Iterator[Result]:
+    """By backend: time, copies, operators on the host, messages; those that there are."""
+    from profinfer.analysis import backends, backendwork
+
+    if asked.against is not None:
+        yield from _against(trace, selections, asked, top)
+        return
+    for chosen in selections:
+        yield backends.by_backend(trace, chosen)
+        if asked.form == "csv":
+            continue
+        rows = asked.top or top
+        parts = (
+            backends.copies(trace, chosen, rows),
+            backendwork.operators(trace, chosen, rows),
+            backendwork.messages(trace, chosen),
+        )
+        yield from (part for part in parts if len(part.frame))
+
+
+def _against(
+    trace: Trace, selections: list[Selection], asked: ReportOptions, top: int | None
+) -> Iterator[Result]:
+    from profinfer.analysis.comparison import compare
+    from profinfer.model.trace import Trace
+
+    assert asked.against is not None
+    other = Trace.open(asked.against)
+    for chosen in selections:
+        same = other.select(phase=chosen.phase, op=asked.op, layer=asked.layer)
+        if not same.empty:
+            yield compare(trace, chosen, other, same, asked.top or top)
 
 
 def _by_layer(trace: Trace, selection: Selection) -> Result:

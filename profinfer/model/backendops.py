@@ -24,9 +24,9 @@ def backend_operators(
     """One row per operator of a split.
 
     Columns: split_id, node_id, how (``computed``, or ``recorded``: its commands were, it runs
-    later), begin_ns, end_ns, library_ns (in the library behind the backend, inside of it). A BLAS operator
-    lasts from the end of the one before, or the split's begin, to the end of its last library call.
-    Splits whose calls do not fit their nodes are left out.
+    later), begin_ns, end_ns, library_ns (inside of it, in the library behind the backend). A BLAS
+    operator lasts from the end of the one before, or the split's begin, to the end of its last
+    library call. Splits whose calls do not fit their nodes are left out.
     """
     parts = [_computed(splits, nodes, work), _recorded(splits, nodes, work)]
     table = pd.concat(parts, ignore_index=True)
