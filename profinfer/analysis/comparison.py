@@ -27,13 +27,15 @@ _COLUMNS = (
     Column("op", "operator", "text", "Operator type."),
     Column("problem", "problem", "text", "MxKxN of a matrix product, else the output's shape."),
     Column("types", "type", "text", "Type of the weights, or of the output."),
-    Column("where", "ran on", "text", "Backend in this recording, and, if another, in the other."),
+    Column(
+        "where", "ran on", "text", "Backend here; and, if it is another, in the other recording."
+    ),
     Column("backend", "backend", "text", "Backend in this recording.", detail=True),
     Column("other_backend", "other", "text", "Backend in the other recording.", detail=True),
     Column("per_call", "per call", "count", "Times in one call of the model."),
     Column("mean_ns", "mean", "ns", "One operator here.", like="mean"),
     Column("other_mean_ns", "other's", "ns", "One operator in the other recording.", like="mean"),
-    Column("speedup", "speed-up", "factor", "The other's time over the time here."),
+    Column("speedup", "faster", "factor", "The other's time over the time here."),
     Column("saved_ns", "saved", "ns", "Per call of the model; negative: lost."),
 )
 
@@ -92,9 +94,7 @@ def compare(
         }
     ).reset_index()
     alike = frame["backend"] == frame["other_backend"]
-    frame["where"] = frame["backend"].where(
-        alike, frame["backend"] + ", was " + frame["other_backend"]
-    )
+    frame["where"] = frame["backend"].where(alike, frame["backend"] + "/" + frame["other_backend"])
     frame = frame.iloc[np.argsort(-frame["saved_ns"].abs().to_numpy(), kind="stable")]
     frame = frame.reset_index(drop=True)
     found = verdicts(frame, here, there)

@@ -1,4 +1,4 @@
-"""Other backends for real: BLAS of two makes on a prompt, RPC on loopback, two models in one program.
+"""Other backends for real: BLAS of two makes on a prompt, RPC on loopback, two models at once.
 
 The engine of the other tests loads them as plug-ins (tools/setup.sh backends).
 """
@@ -124,7 +124,7 @@ def test_report_by_backend_and_against(blas: dict[str, Trace], run_profinfer) ->
         "report", here, "--by", "backend", "--phase", "prefill", "--against", there
     )
     assert done.returncode == 0, done.stderr
-    assert "BLAS, was CPU" in done.stdout
+    assert "BLAS/CPU" in done.stdout
     assert re.search(r"on BLAS .* (won|lost) ", done.stdout)
     assert re.search(r"a call is .*(shorter|longer)", done.stdout)
     done = run_profinfer("report", here, "--against", there)
