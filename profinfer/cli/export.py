@@ -10,7 +10,7 @@ import errno
 import os
 import stat
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
 
@@ -30,6 +30,7 @@ class ExportOptions:
         force: overwrite it.
         phase: only calls of this phase; "all" for everything, warm-up included.
         tokens: only decode steps whose index lies in [a, b).
+        server: recording of the RPC server that the program spoke to, to draw with it.
     """
 
     trace: Path
@@ -37,6 +38,7 @@ class ExportOptions:
     force: bool
     phase: str
     tokens: tuple[int, int] | None
+    server: Path | None = None
 
 
 def _is_plain(options: ExportOptions) -> bool:
@@ -105,6 +107,7 @@ def export(options: ExportOptions) -> None:
             written.
     """
     from profinfer.model.trace import Trace
+    from profinfer.render.backendtracks import backend_events
     from profinfer.render.perfetto import write
     from profinfer.render.timeline import Timeline
     from profinfer.units import format_bytes
@@ -120,7 +123,10 @@ def export(options: ExportOptions) -> None:
                 f"nothing to export: {options.trace} has no such calls ({selection.description})",
                 f"profinfer report {options.trace}, to see what there is",
             )
-    timeline = Timeline.of_trace(trace, selection)
+    server = None if options.server is None else Trace.open(options.server)
+    timeline = replace(
+        Timeline.of_trace(trace, selection), backends=backend_events(trace, selection, server)
+    )
     if timeline.empty and trace.meta.nothing_probed:
         raise ProfinferError(
             f"nothing to export: {options.trace} holds no call and no graph: {shared.NO_ENGINE}",
@@ -187,6 +193,13 @@ def _tables(path: Path, folder: Path, force: bool) -> None:
     type=click.Path(file_okay=False, path_type=Path),
     help="Write the trace's tables there as CSV files instead (docs/tables.md).",
 )
+@click.option(
+    "--with",
+    "server",
+    type=click.Path(path_type=Path),
+    metavar="TRACE",
+    help="Also draw what this recording of an RPC server, made at the same time, served.",
+)
 def command(
     trace: str,
     output: Path | None,
@@ -194,6 +207,7 @@ def command(
     phase: str,
     tokens: tuple[int, int] | None,
     folder: Path | None,
+    server: Path | None,
 ) -> None:
     """Write a timeline that ui.perfetto.dev opens, or the tables behind the reports.
 
@@ -205,4 +219,5 @@ def command(
             raise UsageProblem("--csv writes every table whole", "leave out the other options")
         _tables(path, folder, force)
         return
-    export(ExportOptions(path, output or path.with_suffix(".pftrace"), force, phase, tokens))
+    output = output or path.with_suffix(".pftrace")
+    export(ExportOptions(path, output, force, phase, tokens, server))

@@ -8,7 +8,7 @@ Must not import the command line.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from perfetto.protos.perfetto.trace import perfetto_trace_pb2 as pb
@@ -99,7 +99,15 @@ class Packets:
         return template
 
     def event(
-        self, name: str, category: str, args: Args, *, once: bool = False, instant: bool = False
+        self,
+        name: str,
+        category: str,
+        args: Args,
+        *,
+        once: bool = False,
+        instant: bool = False,
+        flows: Sequence[int] = (),
+        ends: Sequence[int] = (),
     ) -> int:
         """Template of a slice's begin, or of an instant.
 
@@ -109,10 +117,12 @@ class Packets:
             args: details, in the order shown.
             once: name and texts occur in this packet only: they are not interned.
             instant: a moment and not the begin of a slice.
+            flows: ids of the flows that begin here.
+            ends: ids of the flows that end here.
         """
         uses: list[_Interned] = []
         kind = pb.TrackEvent.TYPE_INSTANT if instant else pb.TrackEvent.TYPE_SLICE_BEGIN
-        event = pb.TrackEvent(type=kind)
+        event = pb.TrackEvent(type=kind, flow_ids=flows, terminating_flow_ids=ends)
         event.category_iids.append(self._intern(_CATEGORY, category, uses))
         if once:
             event.name = _clean(_short(name))

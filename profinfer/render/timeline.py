@@ -23,6 +23,7 @@ COUNTED = "counted:"  # before the name of a counter, in the columns of the node
 if TYPE_CHECKING:
     from profinfer.model.selection import Selection
     from profinfer.model.trace import Trace
+    from profinfer.render.backendtracks import BackendEvents
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,7 @@ class Timeline:
     sched: pd.DataFrame = field(default_factory=_no_states)
     residence: pd.DataFrame | None = None
     faults: pd.DataFrame | None = None
+    backends: BackendEvents | None = None
 
     @property
     def empty(self) -> bool:
