@@ -50,6 +50,11 @@ class EmptyTrace(ProfinferError):
     metavar="TRACE",
     help="With --by backend: the same operators in another recording, and who was faster.",
 )
+@click.option(
+    "--device-times",
+    metavar="FILE",
+    help="With --by backend: what the engine's own profiler wrote (GGML_VK_PERF_LOGGER=1).",
+)
 def command(
     trace: str,
     by: str | None,
@@ -65,6 +70,7 @@ def command(
     faults: bool,
     counters: bool,
     against: str | None,
+    device_times: str | None,
 ) -> None:
     """Print what TRACE says: how fast, where the time went, what is missing.
 
@@ -88,6 +94,7 @@ def command(
             faults,
             counters,
             against,
+            device_times,
         ),
     )
 
@@ -129,6 +136,8 @@ def _check_usage(asked: ReportOptions) -> None:
         raise UsageProblem("--tokens counts decoded tokens", "--phase decode --tokens 0:10")
     if asked.by == "token" and asked.narrowed:
         raise UsageProblem("--by token shows whole calls", "leave out --op and --layer")
+    if asked.device_times is not None and asked.by != "backend":
+        raise UsageProblem("--device-times goes with backends", "--by backend --device-times FILE")
     if asked.against is not None and asked.by != "backend":
         raise UsageProblem("--against compares backends", "--by backend --against OTHER.pf")
     if asked.roofline and asked.counters:

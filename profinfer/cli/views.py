@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -48,6 +49,7 @@ class ReportOptions:
         faults: page faults and disk reads instead.
         counters: what counters counted, instead.
         against: another trace that operators are compared with.
+        device_times: file with times that the engine's own profiler wrote.
     """
 
     by: str | None
@@ -63,6 +65,7 @@ class ReportOptions:
     faults: bool = False
     counters: bool = False
     against: str | None = None
+    device_times: str | None = None
 
     @property
     def narrowed(self) -> bool:
@@ -200,6 +203,8 @@ def backend_views(
             backendwork.operators(trace, chosen, rows),
             backendwork.messages(trace, chosen),
         )
+        if asked.device_times is not None:
+            yield _device_times(trace, chosen, asked.device_times, rows)
         yield from (part for part in parts if len(part.frame))
 
 
@@ -215,6 +220,18 @@ def _against(
         same = other.select(phase=chosen.phase, op=asked.op, layer=asked.layer)
         if not same.empty:
             yield compare(trace, chosen, other, same, asked.top or top)
+
+
+def _device_times(trace: Trace, chosen: Selection, path: str, top: int | None) -> Result:
+    from profinfer.analysis.devicetimes import device_times, read
+    from profinfer.errors import UsageProblem
+
+    try:
+        text = Path(path).read_text("utf-8", "replace")
+    except OSError as error:
+        raise UsageProblem(f"{path} cannot be read: {(error.strerror or str(error)).lower()}",
+                           "the file that the engine's profiler wrote") from error  # fmt: skip
+    return device_times(trace, chosen, read(text, path), top)
 
 
 def _by_layer(trace: Trace, selection: Selection) -> Result:

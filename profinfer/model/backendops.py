@@ -111,6 +111,7 @@ def _recorded(splits: pd.DataFrame, nodes: pd.DataFrame, work: pd.DataFrame) -> 
     known = np.isin(def_id, first.index) & (split >= 0)
     known &= idx < count.reindex(def_id).fillna(0).to_numpy()
     node = first.reindex(def_id).fillna(-1).to_numpy(np.int64) + idx
+    known[known] = ~nodes["empty"].to_numpy()[node[known]]  # nothing is recorded for these
     return pd.DataFrame(
         {
             "split_id": split[known],
