@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -189,12 +189,15 @@ def backend_views(
 ) -> Iterator[Result]:
     """By backend: time, copies, operators on the host, messages; those that there are."""
     from profinfer.analysis import backends, backendwork
+    from profinfer.analysis.backendfindings import findings
+    from profinfer.analysis.finding import as_notes
 
     if asked.against is not None:
         yield from _against(trace, selections, asked, top)
         return
     for chosen in selections:
-        yield backends.by_backend(trace, chosen)
+        by = backends.by_backend(trace, chosen)
+        yield replace(by, notes=(*by.notes, *as_notes(findings(trace, chosen))))
         if asked.form == "csv":
             continue
         rows = asked.top or top
