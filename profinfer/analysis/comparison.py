@@ -141,12 +141,18 @@ def verdicts(frame: pd.DataFrame, here: Side, there: Side) -> list[Finding]:
     calls = there.call_ns - here.call_ns
     eaten = gain - calls
     if gain > LEAST * there.call_ns and eaten > LEAST * there.call_ns:
-        share = format_percent(min(eaten / gain, 9.99))
-        text = (
-            f"of {format_ns(gain)} that operators won a call, {format_ns(eaten)} ({share}) are "
-            "lost again: to copies and waits between backends, to threads starting and leaving at "
-            "every split, and to operators that stayed"
+        where = (
+            "to copies and waits between backends, to threads starting and leaving at every split, "
+            "and to operators that stayed"
         )
+        if eaten <= gain:
+            share = format_percent(eaten / gain)
+            text = f"of {format_ns(gain)} that operators won a call, {format_ns(eaten)} ({share}) "
+            text += f"are lost again: {where}"
+        else:
+            text = (
+                f"operators won {format_ns(gain)} a call, and {format_ns(eaten)} are lost: {where}"
+            )
         out.append(Finding("gain_eaten", eaten / there.call_ns, text))
     if abs(calls) > LEAST * there.call_ns:
         word = "shorter" if calls > 0 else "longer"

@@ -242,7 +242,9 @@ def with_done(splits: pd.DataFrame, syncs: pd.DataFrame) -> pd.DataFrame:
 
 
 def _instances(splits: pd.DataFrame) -> npt.NDArray[np.int32]:
+    """Only backends that one call uses side by side are several: contexts come and go."""
     out = np.ones(len(splits), np.int32)
     for _, rows in splits.groupby(["ctx", "backend"], observed=True, sort=False):
-        out[rows["split_id"].to_numpy()] = pd.factorize(rows["address"])[0] + 1
+        if rows.groupby("call_id")["address"].nunique().max() > 1:
+            out[rows["split_id"].to_numpy()] = pd.factorize(rows["address"])[0] + 1
     return out
