@@ -8,6 +8,7 @@ import struct
 import subprocess
 from collections import Counter
 from dataclasses import replace
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 import pandas as pd
@@ -21,6 +22,7 @@ from profinfer.elf.modules import open_program
 from profinfer.elf.plugins import plugins
 from profinfer.errors import UsageProblem
 from profinfer.model.trace import Trace
+from profinfer.probes.backend_catalog import BACKEND_SPECS
 from profinfer.probes.plan import make_plan
 from profinfer.render.backendtracks import backend_events
 from profinfer.render.perfetto import write
@@ -332,3 +334,26 @@ def test_plugins_are_looked_for_where_the_engine_looks(build_fake_ggml, tmp_path
     assert list(plugins(loader, named, elsewhere)) == [tmp_path / "libggml-blas.so"]
     assert list(plugins(loader, {}, tmp_path)) == [tmp_path.resolve() / "libggml-blas.so"]
     assert list(plugins(loader, {}, elsewhere)) == []
+
+
+@pytest.mark.parametrize(
+    ("symbol", "role"),
+    [  # as they stand in libraries of PyPI's cyllama-vulkan and cyllama-cuda12 0.2.18
+        ("_ZL34ggml_backend_cuda_cpy_tensor_asyncP12ggml_backendS0_PK11ggml_tensorPS1_",
+         "copy.backend"),
+        ("_ZL32ggml_backend_vk_cpy_tensor_asyncP12ggml_backendS0_PK11ggml_tensorPS1_",
+         "copy.backend"),
+        ("_ZL14ggml_vk_submitRSt10shared_ptrI17vk_context_structEN2vk5FenceE", "work.submit"),
+        ("_Z19ggml_vk_build_graphP23ggml_backend_vk_contextP11ggml_cgraphiP11ggml_tensoribbb",
+         "work.node"),
+        ("_Z28ggml_vk_submit_transfer_ctxP23ggml_backend_vk_context", None),
+        ("_ZL9send_dataiPKvm", "work.send"),
+        ("_ZN10rpc_server13graph_computeERKSt6vectorIhSaIhEE", "work.serve"),
+        ("_ZN10rpc_server11create_nodeEmP12ggml_context", None),
+    ],
+)  # fmt: skip
+def test_symbols_of_prebuilt_libraries(symbol: str, role: str | None) -> None:
+    matching = {
+        spec.role for spec in BACKEND_SPECS if any(fnmatchcase(symbol, name) for name in spec.names)
+    }
+    assert matching == ({role} if role else set())
