@@ -35,7 +35,7 @@ _COLUMNS = (
     Column("per_call", "per call", "count", "Times in one call of the model."),
     Column("mean_ns", "mean", "ns", "One operator here.", like="mean"),
     Column("other_mean_ns", "other's", "ns", "One operator in the other recording.", like="mean"),
-    Column("speedup", "faster", "factor", "The other's time over the time here."),
+    Column("speedup", "faster", "number", "The other's time over the time here."),
     Column("saved_ns", "saved", "ns", "Per call of the model; negative: lost."),
 )
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from profinfer.analysis import backendfindings, memoryfindings
+from profinfer.analysis import backendfindings, expertfindings, memoryfindings
 from profinfer.analysis.bandwidth import bandwidth_wall
 from profinfer.analysis.finding import Finding, as_notes
 from profinfer.analysis.result import Column, Result
@@ -74,6 +74,7 @@ def findings(trace: Trace, selection: Selection) -> list[Finding]:
         found += _preempted(case)
     found += memoryfindings.findings(trace)
     found += backendfindings.findings(trace, selection)
+    found += expertfindings.findings(trace, selection)
     wall = bandwidth_wall(trace)
     if wall is not None:
         found.append(Finding("bandwidth", None, wall[1]))

@@ -243,10 +243,7 @@ class Recording:
         probing = Probing(plan, self._target.pid, self._wanted)
         self._use(probing)
         told = {"engine": plan.engine_json(), "plan": probing.plan_json()}
-        self._json(
-            ChunkKind.UPDATE,
-            {**told, "sched": probing.sched.to_json(), "memory": probing.memory.to_json()},
-        )
+        self._json(ChunkKind.UPDATE, {**told, **probing.parts_json()})
         if self._other_engines:
             self._note("other engines", paths=list(self._other_engines))
 

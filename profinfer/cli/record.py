@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from profinfer.cli.options import Span
-from profinfer.cli.recordargs import counters_of, ring_bytes_of, seconds_of, share_of
+from profinfer.cli.recordargs import counters_of, only_of, ring_bytes_of, seconds_of, share_of
 from profinfer.cli.recorded import finish
 from profinfer.errors import UsageProblem
 
@@ -45,6 +45,18 @@ if TYPE_CHECKING:
     default="op",
     show_default=True,
     help="How deep to look; each level includes those before it.",
+)
+@click.option("--ops", metavar="LIST", help="Record only operators of these types: MUL_MAT,ROPE.")
+@click.option(
+    "--layers", type=Span(), metavar="N|A:B", help="Record only operators of these layers."
+)
+@click.option(
+    "--threads",
+    type=click.Choice(["all", "main"]),
+    default="all",
+    show_default=True,
+    help="Threads to record operators of; 'main' are those that begin graphs, and their waits are "
+    "not told from computing then.",
 )
 @click.option(
     "--tokens",
@@ -114,6 +126,12 @@ if TYPE_CHECKING:
     help="Record page faults, the tensors that they hit, and what disks are made to read.",
 )
 @click.option(
+    "--experts/--no-experts",
+    default=True,
+    show_default=True,
+    help="Record which experts the tokens are routed to, if the model is a mixture of experts.",
+)
+@click.option(
     "--dry-run", is_flag=True, help="Set everything up, then stop before the target runs."
 )
 @click.option("--print-bpf", is_flag=True, help="Print the BPF program and stop.")
@@ -124,6 +142,9 @@ def command(
     output: Path,
     force: bool,
     level: str,
+    ops: str | None,
+    layers: tuple[int, int] | None,
+    threads: str,
     tokens: tuple[int, int] | None,
     every: int | None,
     max_overhead: str | None,
@@ -135,6 +156,7 @@ def command(
     progress: bool | None,
     sched: bool,
     faults: bool,
+    experts: bool,
     dry_run: bool,
     print_bpf: bool,
     command: tuple[str, ...],
@@ -175,6 +197,7 @@ def command(
             hint="leave out --level",
         )
     counted = counters_of(counters, preset, level)
+    only = only_of(ops, layers, threads, level, bool(counted))
     plan, options = _prepare(
         pid,
         command,
@@ -184,7 +207,7 @@ def command(
             output=output,
             force=force,
             level=level,
-            wanted=Wanted(ring_bytes, sched, steps, faults, counted),
+            wanted=Wanted(ring_bytes, sched, steps, faults, counted, only, experts),
             debug_files=debug_files,
             qos=qos,
             duration_s=None if duration is None else seconds_of(duration),
@@ -194,6 +217,7 @@ def command(
             else progress,
             shown={"level": level, "ring_bytes": ring_bytes}
             | qos.to_json()
+            | only.to_json()
             | (steps.to_json() if steps else {})
             | ({"counters": [counter.name for counter in counted]} if counted else {}),
         ),
@@ -265,6 +289,8 @@ def _print_bpf(plan: ProbePlan | None, options: RecordOptions) -> int:
         steps=wanted.steps,
         memory=Memory(wanted.faults).definitions,
         counters=len(wanted.counters),
+        only=wanted.only,
+        experts=wanted.experts,
     )
     click.echo("// cflags: " + " ".join(source.cflags))
     click.echo(source.text)

@@ -12,19 +12,10 @@ if TYPE_CHECKING:
     from profinfer.model.selection import Selection
     from profinfer.model.trace import Trace
 
-VIEWS = (
-    "op",
-    "layer",
-    "role",
-    "node",
-    "shape",
-    "thread",
-    "token",
-    "generation",
-    "tensor",
-    "backend",
-    "context",
-)
+VIEWS = ("op", "layer", "role", "node", "shape", "thread", "token", "generation", "tensor",
+         "backend", "context", "expert", "reuse", "cache")  # fmt: skip
+EXPERT_VIEWS = ("expert", "reuse", "cache")  # of experts alone; those that follow have others too
+BY_EXPERTS = (*EXPERT_VIEWS, "layer", "token")
 # Reported one by one, those that the trace has.
 PHASES = ("decode", "verify", "prefill", "mixed", "encode")
 TOP = 10  # slowest operators in the short report
@@ -48,6 +39,7 @@ class ReportOptions:
         corrected: operators' times without the probes' cost, beside the raw ones.
         faults: page faults and disk reads instead.
         counters: what counters counted, instead.
+        experts: what the router of a mixture of experts chose, instead.
         against: another trace that operators are compared with.
         device_times: file with times that the engine's own profiler wrote.
     """
@@ -64,6 +56,7 @@ class ReportOptions:
     corrected: bool = False
     faults: bool = False
     counters: bool = False
+    experts: bool = False
     against: str | None = None
     device_times: str | None = None
 
@@ -71,6 +64,11 @@ class ReportOptions:
     def narrowed(self) -> bool:
         """Only a part of each graph is wanted."""
         return self.op is not None or self.layer is not None
+
+    @property
+    def of_experts(self) -> bool:
+        """Only what the router chose is wanted."""
+        return self.experts or self.by in EXPERT_VIEWS
 
 
 def views(trace: Trace, asked: ReportOptions, selections: list[Selection]) -> Iterator[Result]:
@@ -109,6 +107,9 @@ def views(trace: Trace, asked: ReportOptions, selections: list[Selection]) -> It
         return
     if asked.counters:
         yield from _counters(trace, asked, selections, top)
+        return
+    if asked.of_experts:
+        yield from _experts(trace, asked, selections)
         return
     if asked.by is not None:
         for chosen in selections:
@@ -235,6 +236,28 @@ def _device_times(trace: Trace, chosen: Selection, path: str, top: int | None) -
         raise UsageProblem(f"{path} cannot be read: {(error.strerror or str(error)).lower()}",
                            "the file that the engine's profiler wrote") from error  # fmt: skip
     return device_times(trace, chosen, read(text, path), top)
+
+
+def _experts(trace: Trace, asked: ReportOptions, selections: list[Selection]) -> Iterator[Result]:
+    """The view that was asked for, or all of them."""
+    from profinfer.analysis import expertreuse, experts
+
+    human = asked.form == "table"
+    top = asked.top or ((TOP_VIEW if asked.by else TOP) if human else None)
+    for number, chosen in enumerate(selections):
+        if asked.by is None:
+            yield experts.overview(trace, chosen)
+        every = asked.by is None and not (human and number)
+        if asked.by == "layer" or asked.by is None:
+            yield experts.by_layer(trace, chosen)
+        if asked.by == "reuse" or every:
+            yield expertreuse.by_reuse(trace, chosen)
+        if asked.by == "cache" or every:
+            yield expertreuse.by_cache(trace, chosen, brief=human and not asked.top)
+        if asked.by == "token" or (every and not human):
+            yield experts.by_token(trace, chosen, top if asked.top or asked.by is None else None)
+        if asked.by == "expert" or every:
+            yield experts.by_expert(trace, chosen, top)
 
 
 def _by_layer(trace: Trace, selection: Selection) -> Result:

@@ -16,8 +16,8 @@ import pandas as pd
 from profinfer.analysis.backends import chosen, labels
 from profinfer.analysis.backendwork import wire
 from profinfer.errors import UsageProblem
+from profinfer.render.events import Spans
 from profinfer.render.packets import Packets, Track
-from profinfer.render.trackevent import Spans
 from profinfer.units import format_bytes
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from profinfer.model.trace import Trace
 
 _RANK = 500  # below the threads
+_LEVEL = 200  # what begins a flow at the same moment on a thread comes first
 _SPLIT_FLOW, _COMMAND_FLOW = 1 << 40, 2 << 40
 _DRAWN = ("busy", "copies", "waits", "messages", "served")
 
@@ -241,7 +242,7 @@ class BackendSlices:
                 rows.append((begin, end, found[name] + first_track, template))
         rows.sort(key=lambda row: (row[2], row[0]))
         data = np.array(rows, np.int64).reshape(-1, 4)
-        flat = np.zeros(len(rows), np.int64)
+        flat = np.full(len(rows), _LEVEL)
         self.spans = Spans(
             data[:, 0], data[:, 1], data[:, 2], flat, data[:, 3], np.zeros(len(rows), np.bool_)
         )

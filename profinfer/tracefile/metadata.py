@@ -303,6 +303,7 @@ class TraceMetadata(JsonPart):
     sched: Sched = field(default_factory=Sched)
     limits: dict[str, Any] = field(default_factory=dict)
     memory: dict[str, Any] = field(default_factory=dict)
+    experts: dict[str, Any] = field(default_factory=dict)
     ring_bytes: int | None = None
     options: dict[str, Any] = field(default_factory=dict)
     maps: tuple[Any, ...] = ()  # [start, end, file offset, path] of executable mappings
@@ -313,9 +314,10 @@ class TraceMetadata(JsonPart):
         return not self.plan.probes
 
     def to_json(self) -> JsonObject:
-        """The JSON object; without calibration, memory and maps where there are none."""
+        """The JSON object; without what is optional where there is none of it."""
         out = super().to_json()
-        return {k: v for k, v in out.items() if k not in ("calibration", "memory", "maps") or v}
+        optional = ("calibration", "memory", "experts", "maps")
+        return {k: v for k, v in out.items() if k not in optional or v}
 
 
 @dataclass(frozen=True, kw_only=True)

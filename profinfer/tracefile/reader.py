@@ -24,11 +24,13 @@ from profinfer.tracefile.metadata import JsonObject, TraceMetadata, Trailer, mer
 from profinfer.tracefile.opbatches import OpRecords, expand
 from profinfer.tracefile.ringindex import (
     CountRecords,
+    ExpertRecords,
     Records,
     RingIndex,
     build_index,
     gather,
     gather_counts,
+    gather_experts,
 )
 from profinfer.tracefile.schema import (
     CNT_SENT,
@@ -161,6 +163,12 @@ class TraceReader:
         index = self.records()
         order = np.flatnonzero(index.kind == Kind.COUNTS)
         return CountRecords(order, *gather_counts(self._words, index.offset[order]))
+
+    def experts(self) -> ExpertRecords:
+        """Which experts tokens went to, in stream order."""
+        index = self.records()
+        order = np.flatnonzero(index.kind == Kind.EXPERTS)
+        return ExpertRecords(order, *gather_experts(self._words, index.offset[order]))
 
     def tensors(self) -> Records:
         """All TENSOR records; ``raw`` is the engine's struct (``structs.tensor_struct``)."""
