@@ -343,8 +343,9 @@ class Recording:
         """Where the engine's files lie in the target, to name function pointers later."""
         self._mapped = True
         maps = []
+        listed = Path(f"/proc/{self._target.pid}/maps")
         with contextlib.suppress(OSError):
-            for line in Path(f"/proc/{self._target.pid}/maps").read_text().splitlines():
+            for line in listed.read_text(errors="surrogateescape").splitlines():
                 parts = line.split(maxsplit=5)
                 if len(parts) == 6 and "x" in parts[1] and parts[5].startswith("/"):
                     start, end = (int(x, 16) for x in parts[0].split("-"))

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import json
 import mmap
 import os
 from collections import Counter
@@ -19,6 +18,7 @@ from typing import Any, Self
 import numpy as np
 
 from profinfer.errors import TraceError
+from profinfer.tracefile.documents import parse
 from profinfer.tracefile.frames import Chunk, Scan, parse_file_header, scan_chunks
 from profinfer.tracefile.metadata import JsonObject, TraceMetadata, Trailer, merge
 from profinfer.tracefile.opbatches import OpRecords, expand
@@ -229,7 +229,7 @@ class TraceReader:
     def _read_json(self, meta: bytes) -> None:
         """Metadata, updates, losses, notes and trailer."""
         try:
-            base = json.loads(meta)
+            base = parse(meta)
         except ValueError as error:
             raise TraceError(f"{self.path}: the metadata is not JSON", "record again") from error
         self.meta = self._meta_of(base)
@@ -243,7 +243,7 @@ class TraceReader:
                 unknown[chunk.kind] += 1
                 continue
             try:
-                value = json.loads(self._map[chunk.offset : chunk.offset + chunk.length])
+                value = parse(self._map[chunk.offset : chunk.offset + chunk.length])
                 if not isinstance(value, dict):
                     raise ValueError("not an object")
                 if chunk.kind == ChunkKind.UPDATE:
