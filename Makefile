@@ -55,7 +55,7 @@ test-arm64: ## root, Debian 12: record inside an emulated arm64 machine with a P
 	$(PYTEST) tests/arm64 --require-all $(ARGS)
 
 setup: ## packages, virtual environment, llama.cpp, model; seconds when already there
-	$(SETUP) apt python llama model
+	$(SETUP) apt python llama backends model
 python:
 	$(SETUP) apt python
 examples: setup ## run the examples again and keep their output in examples/*.txt

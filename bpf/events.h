@@ -44,6 +44,10 @@ enum pf_kind {
     PF_FAULT = 18,       /* pf_fault: page faults of a thread of the target               */
     PF_READ = 19,        /* pf_read: a read from a disk that the target asked for         */
     PF_EXPERTS = 20,     /* pf_experts: which experts the router chose for tokens of a batch */
+    PF_COPY_BEGIN = 21,  /* pf_copy: data is moved to, from or between backends           */
+    PF_SYNC_BEGIN = 22,  /* pf_sync: ggml_backend_synchronize entered                      */
+    PF_WORK_BEGIN = 23,  /* pf_work: a function of a backend, or of its library, entered   */
+    PF_BACKEND_END = 24, /* pf_end: of any of these three                                */
     PF_KIND_COUNT = 32,
 };
 
@@ -106,8 +110,12 @@ struct pf_mark {
     int value;                   /* enum pf_warmup */
 };
 
+#define PF_SPLIT_CHANGED 1       /* flags: a new definition was read before this record       */
+#define PF_SPLIT_PARTIAL 2       /* flags: the definition has holes                            */
+#define PF_SPLIT_READ 4          /* flags: its nodes are known (CPU: PF_GRAPH_BEGIN has them)   */
+
 struct pf_split {
-    struct pf_hdr h;
+    struct pf_hdr h;             /* ts: after the nodes were read */
     unsigned long long backend;  /* ggml_backend_t */
     unsigned long long cgraph;
     unsigned long long uid;      /* 0: this engine has none */
@@ -252,6 +260,47 @@ struct pf_read {
     unsigned long long offset;   /* in the file, bytes */
     unsigned int dev;            /* device of the file system, major << 20 | minor */
     unsigned int bytes;
+};
+
+enum pf_copy_what {
+    PF_COPY_SET = 1,             /* host memory to a tensor */
+    PF_COPY_GET = 2,             /* a tensor to host memory */
+    PF_COPY_TENSOR = 3,          /* a tensor to another */
+    PF_COPY_FILL = 4,            /* one byte to a tensor */
+};
+
+#define PF_COPY_ASYNC 1          /* flags: it need not have happened when the function returns */
+#define PF_COPY_WHOLE 0xffffffffffffffff /* bytes: all of the tensor */
+
+struct pf_copy {
+    struct pf_hdr h;
+    unsigned long long backend;  /* ggml_backend_t that was given, 0: none was */
+    unsigned long long src;      /* tensor, or host memory */
+    unsigned long long dst;
+    unsigned long long bytes;
+    unsigned long long src_owner; /* a function of the tensor's buffer, names its backend; 0: host memory */
+    unsigned long long dst_owner;
+    unsigned int what;           /* enum pf_copy_what */
+    unsigned int probe;
+    unsigned char raw[PF_TENSOR_SIZE]; /* the tensor written to, or, GET and TENSOR, read from */
+};
+
+#define PF_SYNC_EVENT 1          /* flags: of an event: `backend` is its device */
+
+struct pf_sync {
+    struct pf_hdr h;
+    unsigned long long backend;  /* ggml_backend_t */
+    unsigned long long get_name; /* as in pf_split */
+    unsigned char guid[16];
+    unsigned int probe;
+    unsigned int pad;
+};
+
+struct pf_work {
+    struct pf_hdr h;
+    unsigned long long value[4]; /* arguments; which ones, the probe's role says */
+    unsigned int probe;
+    unsigned int pad;
 };
 
 /* The ids that a MUL_MAT_ID takes as its third source, of consecutive tokens; nodes after it that

@@ -11,10 +11,13 @@ struct pf_walk {
     u32 count, pos;           /* of the array being read */
     u32 reading_leafs;        /* 0: nodes */
     u32 sends_graph;          /* emit PF_GRAPH_BEGIN at the end */
+    u32 sends_split;          /* emit PF_SPLIT_BEGIN at the end */
+    u32 pad;
     u32 changed, partial;
     struct pf_ptrs ptrs;
     struct pf_tensor tensor;
     struct pf_buffer buffer;
+    struct pf_split split;
 #ifdef PF_FILTER
     u32 layer, place; /* of the last node, and of the number in its name */
     struct pf_wanted wanted;
@@ -90,10 +93,16 @@ static __always_inline void pf_graph_emit(struct pf_walk *w, u64 gen, u16 flags,
     pf_emit(&g, sizeof(g), PF_GRAPH_BEGIN);
 }
 
+static __always_inline void pf_split_emit(struct pf_walk *w, u16 flags)
+{
+    pf_header(&w->split.h, PF_SPLIT_BEGIN, flags, bpf_ktime_get_ns());
+    pf_emit(&w->split, sizeof(w->split), PF_SPLIT_BEGIN);
+}
+
 static __always_inline void pf_walk_done(struct pf_walk *w)
 {
     u64 cgraph = w->cgraph;
-    if (!w->sends_graph) {
+    if (!w->sends_graph && !w->sends_split) {
         u64 uid = w->uid;
         if (uid && !w->partial)
             known_leafs.update(&cgraph, &uid);
@@ -125,7 +134,10 @@ static __always_inline void pf_walk_done(struct pf_walk *w)
     pf_route_arm(w->routes.first);
 #endif
     u16 flags = (w->changed ? PF_GRAPH_CHANGED : 0) | (w->partial ? PF_GRAPH_PARTIAL : 0);
-    pf_graph_emit(w, gen, flags, bpf_ktime_get_ns());
+    if (w->sends_split)
+        pf_split_emit(w, flags | PF_SPLIT_READ); /* the flags are the same ones */
+    else
+        pf_graph_emit(w, gen, flags, bpf_ktime_get_ns());
 }
 
 static __always_inline void pf_buffer_read(struct pf_walk *w)
@@ -311,7 +323,8 @@ static __always_inline struct pf_walk *pf_walk_new(u32 probe, u64 cgraph)
     w->nodes = pf_user_u64(cgraph + PF_CGRAPH_NODES);
     w->n_leafs = pf_user_u32(cgraph + PF_CGRAPH_N_LEAFS);
     w->leafs = pf_user_u64(cgraph + PF_CGRAPH_LEAFS);
-    w->changed = w->partial = w->reading_leafs = w->n_threads = w->sends_graph = 0;
+    w->changed = w->partial = w->reading_leafs = w->n_threads = 0;
+    w->sends_graph = w->sends_split = 0;
     w->pos = 0;
 #ifdef PF_MUL_MAT_ID
     w->routes.n = w->routes.ids = w->reading.left = 0;
@@ -372,21 +385,37 @@ static __always_inline int pf_graph_end(struct pt_regs *ctx, u32 probe)
     return 0;
 }
 
-/* ggml_backend_graph_compute_async(backend, cgraph) */
+/* ggml_backend_graph_compute_async(backend, cgraph). What the CPU is given comes by at
+ * ggml_graph_compute and is read there; of any other backend nobody else tells the nodes. */
 static __always_inline int pf_split_begin(struct pt_regs *ctx, u32 probe)
 {
     u64 backend = PT_REGS_PARM1(ctx), cgraph = PT_REGS_PARM2(ctx);
-    struct pf_split s = {};
-    s.backend = backend;
-    s.cgraph = cgraph;
-    s.uid = pf_graph_uid(cgraph);
-    u64 guid = pf_user_u64(backend + PF_BACKEND_GUID);
-    pf_read_user(s.guid, sizeof(s.guid), (void *)guid);
-    s.get_name = pf_user_u64(backend + PF_BACKEND_GET_NAME);
-    s.n_nodes = pf_user_u32(cgraph + PF_CGRAPH_N_NODES);
-    s.probe = probe;
-    pf_header(&s.h, PF_SPLIT_BEGIN, 0, bpf_ktime_get_ns());
-    pf_emit(&s, sizeof(s), PF_SPLIT_BEGIN);
+    struct pf_walk *w = pf_walk_new(probe, cgraph);
+    if (!w)
+        return 0;
+    struct pf_split *s = &w->split;
+    u64 guid = pf_user_u64(backend + PF_BACKEND_GUID), id[2] = {};
+    pf_read_user(id, sizeof(id), (void *)guid);
+    __builtin_memcpy(s->guid, id, sizeof(id));
+    s->backend = backend;
+    s->cgraph = cgraph;
+    s->uid = w->uid;
+    s->get_name = pf_user_u64(backend + PF_BACKEND_GET_NAME);
+    s->n_nodes = w->n_nodes;
+    s->probe = probe;
+    if (id[0] == PF_CPU_GUID_LOW && id[1] == PF_CPU_GUID_HIGH) {
+        pf_split_emit(w, 0);
+        return 0;
+    }
+    w->sends_split = 1;
+    struct pf_known_graph *k = known_graphs.lookup(&cgraph);
+    if (k && k->uid && k->uid == w->uid && k->nodes == w->nodes && k->n_nodes == w->n_nodes) {
+        pf_split_emit(w, PF_SPLIT_READ);
+        return 0;
+    }
+    w->array = w->nodes;
+    w->count = w->n_nodes;
+    steps.call(ctx, 0);
     return 0;
 }
 

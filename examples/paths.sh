@@ -4,6 +4,7 @@ CACHE=${PROFINFER_CACHE:-$HOME/.cache/profinfer}
 LLAMA=${LLAMA:-$CACHE/llama.cpp-0.3.36/build/bin}
 MODEL=${MODEL:-$CACHE/models/SmolLM2-135M-Instruct.Q4_1.gguf}
 PYTHON=${PYTHON:-$CACHE/python/bin/python}
+BACKENDS=${BACKENDS:-$CACHE/llama.cpp-0.3.36/backends}
 WORK=${WORK:-/tmp/profinfer-examples}
 HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 export PYTHONPATH=$(dirname "$HERE")
@@ -15,6 +16,6 @@ profinfer() { "$PYTHON" -m profinfer "$@"; }
 
 # Prints a command as one would type it, then runs it.
 say() {
-    printf '$ %s\n' "$*" | sed "s,$PYTHON,python,g; s,$LLAMA/,./,g; s,$MODEL,SmolLM2-135M.gguf,g; s,$WORK/,,g"
+    printf '$ %s\n' "$*" | sed "s,$PYTHON,python,g; s,$LLAMA/,./,g; s,$MODEL,SmolLM2-135M.gguf,g; s,$BACKENDS/bin/,./,g; s,$WORK/,,g"
     "$@"
 }

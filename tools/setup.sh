@@ -4,6 +4,7 @@
 #   apt     Debian packages: BCC's Python bindings and build tools
 #   python  a virtual environment that sees BCC, with profinfer and its dependencies
 #   llama   llama.cpp, built from the source inside a release on the Python package index
+#   backends  what the build leaves out: BLAS (OpenBLAS, BLIS) and RPC as plug-ins, three programs
 #   model   SmolLM2-135M, a real model of 98 MB
 #   arm64, arm64_llama   for make test-arm64: tools/arm64/setup.sh
 #
@@ -30,7 +31,8 @@ MODEL_SHA256=b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53
 # The cross compiler makes the arm64 files that the probe plan is tested on. Graphviz draws graphs,
 # and measures text by the fonts. Reports in HTML are opened in chromium.
 PACKAGES="python3-bpfcc python3-venv build-essential cmake ninja-build strace graphviz fonts-liberation
-  gcc-aarch64-linux-gnu libc6-dev-arm64-cross chromium fonts-dejavu-core"
+  gcc-aarch64-linux-gnu libc6-dev-arm64-cross chromium fonts-dejavu-core
+  libopenblas-dev libblis-dev"
 
 die() {
     printf 'setup: %s\n' "$1" >&2
@@ -166,6 +168,42 @@ step_llama() {
     stamp llama "$key"
 }
 
+# The engine's registry loads backends as plug-ins whether or not it was built for that, so that one
+# build serves all: a few files compiled as its CMake lists would, 30 s instead of two more builds.
+build_backends() { # DIR
+    local dir=$1 src=$CACHE/llama.cpp-$LLAMA_VERSION/src lib=$CACHE/llama.cpp-$LLAMA_VERSION/build/bin
+    local arch base plug blis
+    arch=$(gcc -print-multiarch)
+    base="-DNDEBUG -std=gnu++17 -I$src/ggml/include -I$src/ggml/src -DGGML_SHARED -DGGML_BACKEND_SHARED"
+    plug="$base -O3 -fPIC -shared -fopenmp -DGGML_USE_OPENMP -DGGML_BACKEND_DL -DGGML_BACKEND_BUILD -D_GNU_SOURCE"
+    blis="-I/usr/include/blis -I/usr/include/$arch/blis -I/usr/include/$arch/blis-pthread"
+    mkdir -p "$dir"/{openblas,blis,rpc,bin}
+    g++ $plug -DGGML_BLAS_USE_OPENBLAS -I/usr/include/$arch/openblas-pthread -I/usr/include/$arch \
+        -o "$dir/openblas/libggml-blas.so" "$src/ggml/src/ggml-blas/ggml-blas.cpp" \
+        -L"$lib" -lggml-base -lopenblas
+    g++ $plug -DGGML_BLAS_USE_BLIS $blis -o "$dir/blis/libggml-blas.so" \
+        "$src/ggml/src/ggml-blas/ggml-blas.cpp" -L"$lib" -lggml-base -lblis
+    g++ $plug -o "$dir/rpc/libggml-rpc.so" "$src"/ggml/src/ggml-rpc/{ggml-rpc,transport}.cpp \
+        -L"$lib" -lggml-base
+    g++ $base -O1 -o "$dir/bin/rpc-server" "$src/tools/rpc/rpc-server.cpp" \
+        -L"$lib" -lggml -lggml-base -Wl,-rpath,"$lib"
+    for program in embedding speculative-simple; do
+        g++ $base -O1 -DLLAMA_SHARED -I"$src/include" -I"$src/common" -I"$src/vendor" \
+            -o "$dir/bin/llama-$program" "$src/examples/$program/$program.cpp" \
+            -L"$lib" -lllama-common -lllama -lggml -lggml-base -Wl,-rpath,"$lib"
+    done
+}
+
+step_backends() {
+    local dir=$CACHE/llama.cpp-$LLAMA_VERSION/backends key
+    key="$LLAMA_VERSION $(declare -f build_backends | sha256sum | cut -c 1-32)"
+    stamped backends "$key" && [ -x "$dir/bin/llama-speculative-simple" ] && return
+    rm -rf "$CACHE/stamps/backends" "$dir" "$dir.part"
+    run backends "Building BLAS and RPC as plug-ins" build_backends "$dir.part"
+    mv "$dir.part" "$dir"
+    stamp backends "$key"
+}
+
 step_model() {
     local path=$CACHE/models/$MODEL_FILE work=$CACHE/download-model
     [ -f "$path" ] && stamped model $MODEL_SHA256 && return
@@ -182,9 +220,9 @@ step_model() {
 
 . "$ROOT/tools/arm64/setup.sh"
 
-[ $# -gt 0 ] || die "no step given" "usage: tools/setup.sh apt|python|llama|model..."
+[ $# -gt 0 ] || die "no step given" "usage: tools/setup.sh apt|python|llama|backends|model..."
 for step in "$@"; do
-    case $step in apt | python | llama | model | arm64 | arm64_llama) ;; *) die "no such step: $step" ;; esac
+    case $step in apt | python | llama | backends | model | arm64 | arm64_llama) ;; *) die "no such step: $step" ;; esac
 done
 mkdir -p "$CACHE" || die "cannot write $CACHE" "Set PROFINFER_CACHE to a folder that can be written."
 exec 9>"$CACHE/lock"

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from profinfer.analysis import expertfindings, memoryfindings, surroundings
+from profinfer.analysis import backendfindings, expertfindings, memoryfindings, surroundings
 from profinfer.analysis.bandwidth import bandwidth_wall
 from profinfer.analysis.finding import Finding, as_notes
 from profinfer.analysis.result import Column, Result
@@ -73,6 +73,7 @@ def findings(trace: Trace, selection: Selection) -> list[Finding]:
         found += [look(case) for look in _LOOKS]
         found += _preempted(case)
     found += memoryfindings.findings(trace)
+    found += backendfindings.findings(trace, selection)
     found += expertfindings.findings(trace, selection)
     found += surroundings.findings(trace)
     wall = bandwidth_wall(trace)

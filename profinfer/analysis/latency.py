@@ -68,7 +68,7 @@ def speeds(trace: Trace) -> list[Speed]:
     spent = (calls["end_ns"] - calls["begin_ns"]).to_numpy()
     tokens = calls["n_tokens"].to_numpy().clip(min=0)
     out = []
-    for phase in ("warmup", "encode", "prefill", "decode", "mixed", "other"):
+    for phase in ("warmup", "encode", "prefill", "decode", "verify", "mixed", "other"):
         mine = (calls["phase"] == phase).to_numpy() & ~calls["cut"].to_numpy()
         if mine.any():
             out.append(

@@ -14,6 +14,8 @@ import numpy.typing as npt
 import pandas as pd
 
 from profinfer.analysis import latency, notes
+from profinfer.analysis.backends import has_others
+from profinfer.analysis.hosttime import host_time
 from profinfer.analysis.overhead import estimated_share
 from profinfer.analysis.result import Column, Note, Result
 from profinfer.model.selection import Selection
@@ -187,7 +189,9 @@ def ledger(trace: Trace, selection: Selection) -> Result:
     """Every nanosecond from each selected call to the next in one row; the rows sum to 100 %."""
     calls, graphs = trace.calls, trace.graphs
     chosen = selection.calls
-    span = (_windows(trace) - calls["begin_ns"].to_numpy())[chosen].sum()
+    host = host_time(trace) if has_others(trace) else None
+    windows = _windows(trace) if host is None else np.maximum(_windows(trace), host.last_wait_ns)
+    span = (windows - calls["begin_ns"].to_numpy())[chosen].sum()
     in_calls = int((calls["end_ns"] - calls["begin_ns"]).to_numpy()[chosen].sum())
     sampling = int(latency.sampling_per_call(trace)[chosen].sum())
     mine = graphs[np.r_[chosen, False][graphs["call_id"].to_numpy()]]
@@ -205,6 +209,7 @@ def ledger(trace: Trace, selection: Selection) -> Result:
     passed = inside.graphs[empty["graph_id"].to_numpy()]
     barriers = int((empty["release_ns"] - empty["begin_ns"]).to_numpy()[passed].sum())
     rows: list[tuple[str, str, int]] = []
+    away = [int(v[chosen].sum()) for v in host.parts] if host else [0] * 5
     rest = "graphs: threads starting and leaving"
     if trace.narrowed.by_node:
         rest = "graphs: operators that were not recorded"
@@ -221,16 +226,23 @@ def ledger(trace: Trace, selection: Selection) -> Result:
     elif len(mine):
         rows.append(("graphs", "graphs", in_graphs))
     if len(mine):
-        build = in_calls - in_graphs - walk
+        build = in_calls - in_graphs - walk - sum(away[:3])
+        others = (
+            ("backends", "other backends: computing, or taking work", away[0]),
+            ("copies", "copies to and from other backends", away[1]),
+            ("waits", "waiting for other backends", sum(away[2:])),
+        )
+        rows += [row for row in others if row[2]]
         rows += [
             ("walk", "profinfer reading the graphs", walk),
             ("build", "calls: building and scheduling the graphs", build),
         ]
     else:
         rows.append(("calls", "calls", in_calls))
+        away = [0] * 5
     rows += [
-        ("sampling", "sampling", sampling),
-        ("between", "between calls", int(span) - in_calls - sampling),
+        ("sampling", "sampling", sampling - away[3]),
+        ("between", "between calls", int(span) - in_calls - sampling - away[4]),
     ]
     frame = pd.DataFrame(rows, columns=["part", "label", "time_ns"])
     frame["share"] = frame["time_ns"] / span if span else np.nan

@@ -30,14 +30,14 @@ from profinfer.tracefile.schema import (
 )
 
 LEVELS = ("token", "graph", "op")
-_GRAPH_ROLES = ("graph", "split", "leafs")
+_GRAPH_ROLES = ("graph", "split", "leafs", "copy", "sync", "work")
 
 
 def level_of(role: str) -> str:
     """The group that probes of a role belong to: the level that needs them."""
     if role.startswith("op."):
         return "op"
-    return "graph" if role in _GRAPH_ROLES else "token"
+    return "graph" if role.partition(".")[0] in _GRAPH_ROLES else "token"
 
 
 class Probing:

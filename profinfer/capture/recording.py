@@ -193,7 +193,7 @@ class Recording:
                 self._govern()
             self._sample()
             self._look_around()
-            if not self._mapped and self._probing is not None and self._probing.ring.calls:
+            if not self._mapped and self._computes():
                 self._note_maps()
             self._show()
         self._progress.clear()
@@ -339,6 +339,14 @@ class Recording:
                 self._writer.write_json(kind, value)
             except TraceError as error:
                 self._write_error = error
+
+    def _computes(self) -> bool:
+        """The target decodes, or, if it is one that never does (an RPC server), does anything."""
+        if self._probing is None:
+            return False
+        if any(probe.role.startswith("call.") for probe in self._probing.plan.probes):
+            return self._probing.ring.calls > 0
+        return self._probing.ring.records > 0
 
     def _note_maps(self) -> None:
         """Where the engine's files lie in the target, to name function pointers later."""

@@ -7,6 +7,7 @@ that what is not wanted is not compiled.
 
 from __future__ import annotations
 
+import struct
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from profinfer.capture.kernelmap import possible_cpus
 from profinfer.capture.only import EVERYTHING, Only
 from profinfer.capture.steps import Steps
 from profinfer.capture.uprobes import AttachPoint
+from profinfer.engine.catalog import guid_of
 from profinfer.errors import EnvironmentProblem
 from profinfer.probes.experts import EXPERTS_OP, IDS_SOURCE, ids_type, no_experts
 from profinfer.probes.operator_site import Location
@@ -31,6 +33,7 @@ _PIECES_PER_STEP = 4
 _TOKENS_PER_STEP = 128
 # What no engine reaches: LLAMA_MAX_SEQ is 64 or 256.
 _MAX_SEQS = 4096
+_CPU_GUID = struct.unpack("<QQ", bytes.fromhex(guid_of("CPU")))
 
 # Role and kind of a probe -> the C function it runs. {id} is the probe's number, {pushed} the
 # bytes on the stack above the return address at the chosen instruction.
@@ -48,6 +51,8 @@ _HANDLERS = {
     ("graph", "uprobe"): "pf_graph_begin(ctx, {id})",
     ("graph", "uretprobe"): "pf_graph_end(ctx, {id})",
     ("leafs", "uprobe"): "pf_leafs(ctx, {id})",
+    ("sync", "uprobe"): "pf_sync_begin(ctx, {id})",
+    ("sync.event", "uprobe"): "pf_event_begin(ctx, {id})",
     ("op.enter", "uprobe"): "pf_loop_enter(ctx)",
     ("op.end", "uprobe"): "pf_loop_barrier(ctx, {index}, {cgraph})",
     ("op.leave", "uprobe"): "pf_loop_leave(ctx)",
@@ -55,6 +60,50 @@ _HANDLERS = {
     ("op.begin", "uprobe"): "pf_op_begin(ctx, PT_REGS_PARM2(ctx))",
     ("op.barrier", "uprobe"): "pf_barrier(ctx)",
 }
+
+# A copy: what it is, flags, then the arguments (from 1) of backend, tensor and the other end, and
+# how many bytes; 0 where there is none.
+_COPIES = {
+    "copy.set": ("SET", 0, 0, 1, 2, "{4}"),
+    "copy.get": ("GET", 0, 0, 1, 2, "{4}"),
+    "copy.fill": ("FILL", 0, 0, 1, 0, "{4}"),
+    "copy.set.2d": ("SET", 0, 0, 1, 2, "{4} * {5}"),
+    "copy.get.2d": ("GET", 0, 0, 1, 2, "{4} * {5}"),
+    "copy.set.async": ("SET", 1, 1, 2, 3, "{5}"),
+    "copy.get.async": ("GET", 1, 1, 2, 3, "{5}"),
+    "copy.set.2d.async": ("SET", 1, 1, 2, 3, "{5} * {6}"),
+    "copy.get.2d.async": ("GET", 1, 1, 2, 3, "{5} * {6}"),
+    "copy.tensor": ("TENSOR", 0, 0, 1, 2, "PF_COPY_WHOLE"),
+    "copy.tensor.async": ("TENSOR", 1, 2, 3, 4, "PF_COPY_WHOLE"),
+    "copy.backend": ("TENSOR", 1, 2, 3, 4, "PF_COPY_WHOLE"),
+}
+# Which arguments a WORK record keeps.
+_WORK = {
+    "work.gemm": "{4}, {5}, {6}",
+    "work.send": "{3}, pf_lone_byte({2}, {3}), {1}",
+    "work.recv": "{3}, 0, {1}",
+    "work.node": "{2}, {3}, 0",
+    "work.serve": "0, 0, 0",
+    "work.submit": "0, 0, 0",
+}
+# The sixth has no name of its own in every BCC.
+_SIXTH = {"x86_64": "ctx->r9", "aarch64": "ctx->regs[5]"}
+
+
+def _backend_handlers(machine: str) -> dict[tuple[str, str], str]:
+    """Handlers of copies, waits and backends' own functions."""
+    arguments = [f"(u64)PT_REGS_PARM{n}(ctx)" for n in range(1, 6)] + [f"(u64){_SIXTH[machine]}"]
+    found = {}
+    for role, (what, flags, backend, tensor, other, size) in _COPIES.items():
+        given = [arguments[n - 1] if n else "0" for n in (backend, tensor, other)]
+        size = size.format("", *arguments)
+        start = f"pf_copy_begin(ctx, {{id}}, PF_COPY_{what}, {flags}, "
+        found[role, "uprobe"] = start + f"{', '.join(given)}, {size})"
+    for role, values in _WORK.items():
+        found[role, "uprobe"] = f"pf_work_begin(ctx, {{id}}, {values.format('', *arguments)})"
+    ends = {(role, "uretprobe"): "pf_backend_end(ctx, {id})" for role, _ in found}
+    ends |= {(role, "uretprobe"): "pf_backend_end(ctx, {id})" for role in ("sync", "sync.event")}
+    return found | ends
 
 
 @dataclass(frozen=True)
@@ -121,11 +170,12 @@ def _handler(probe: Probe, entry_id: int, machine: str) -> str:
         index = _value(probe.index, machine, bits=32)
         values["index"] = f"{index} + {probe.index_add}" if probe.index_add else index
         values["cgraph"] = _value(probe.cgraph, machine, bits=64)
-    return _HANDLERS[probe.role, probe.kind].format(**values)
+    handlers = _HANDLERS | _backend_handlers(machine)
+    return handlers[probe.role, probe.kind].format(**values)
 
 
-def _definitions(plan: ProbePlan, ring_bytes: int) -> dict[str, int]:
-    values = {
+def _definitions(plan: ProbePlan, ring_bytes: int) -> dict[str, int | str]:
+    values: dict[str, int | str] = {
         "PF_RING_PAGES": ring_bytes // _PAGE,
         "PF_MAX_THREADS": _MAX_THREADS,
         "PF_MAX_MAIN_THREADS": _MAX_MAIN_THREADS,
@@ -144,6 +194,10 @@ def _definitions(plan: ProbePlan, ring_bytes: int) -> dict[str, int]:
         "PF_TENSOR_SIZE": layout.tensor_size,
         "PF_BUFFER_SIZE": layout.buffer_size,
         "PF_TENSOR_BUFFER": layout.tensor["buffer"],
+        "PF_TENSOR_VIEW_SRC": layout.tensor["view_src"],
+        "PF_BUFFER_FUNCTION": layout.buffer["owner"],
+        "PF_CPU_GUID_LOW": f"{_CPU_GUID[0]:#x}ull",
+        "PF_CPU_GUID_HIGH": f"{_CPU_GUID[1]:#x}ull",
         "PF_CGRAPH_N_NODES": layout.cgraph["n_nodes"],
         "PF_CGRAPH_NODES": layout.cgraph["nodes"],
         "PF_CGRAPH_N_LEAFS": layout.cgraph["n_leafs"],
@@ -227,6 +281,7 @@ def build_source(
         files += ["filter.bpf.c", "ops.bpf.c"]
     if walks:
         files.append("graph.bpf.c")
+        files.append("backends.bpf.c")
     files += ["experts.bpf.c"] if routing else []
     if sched:
         files.append("sched.bpf.c")

@@ -24,6 +24,7 @@ from profinfer.elf.process import ProcessImages
 _FIRST_USES = (
     "llama_init_from_model",
     "llama_new_context_with_model",
+    "ggml_backend_rpc_start_server",
     "ggml_backend_sched_new",
     "ggml_gallocr_new",
     "ggml_graph_plan",

@@ -18,9 +18,10 @@ if TYPE_CHECKING:
     from profinfer.tracefile.reader import TraceReader
 
 _KINDS = """CALL_BEGIN CALL_END SAMPLE_BEGIN SAMPLE_END SPLIT_BEGIN SPLIT_END GRAPH_BEGIN GRAPH_END
-OPS PTRS TENSOR BUFFER THREAD WARMUP SEQS SCHED COUNTS FAULT READ EXPERTS UPDATE LOSS NOTE
-TRAILER""".split()
+OPS PTRS TENSOR BUFFER THREAD WARMUP SEQS SCHED COUNTS FAULT READ EXPERTS COPY_BEGIN SYNC_BEGIN
+WORK_BEGIN BACKEND_END UPDATE LOSS NOTE TRAILER""".split()
 _HEX = {"ctx", "backend", "cgraph", "get_name", "addr", "data", "buffer", "view_src", "last"}
+_HEX |= {"from", "to", "src_owner", "dst_owner"}
 _HIDDEN = {"kind", "flags", "tid", "ts", "pad"}
 # Names of flag bits, by kind.
 _FLAGS = {
@@ -32,6 +33,9 @@ _FLAGS = {
     "SCHED": ("OUT", "IN", "WAKE", "NEW", "PREEMPT"),
     "FAULT": ("MAJOR",),
     "READ": ("WRITE",),
+    "SPLIT_BEGIN": ("CHANGED", "PARTIAL", "READ"),
+    "COPY_BEGIN": ("ASYNC",),
+    "SYNC_BEGIN": ("EVENT",),
 }
 
 
@@ -145,6 +149,8 @@ def _rows(reader: TraceReader, kind: Any, with_ops: bool) -> Callable[[int], Rec
         rows, decode = reader.tensors().rows, _tensor_decoder(reader)
     elif kind is Kind.BUFFER:
         rows, decode = reader.buffers().rows, _buffer_decoder(reader)
+    elif kind is Kind.COPY_BEGIN:
+        rows, decode = reader.copies().rows, _copy_decoder(reader)
     elif kind is Kind.COUNTS:
         rows, decode = reader.counts().heads, _counts_decoder(reader)
     elif kind is Kind.EXPERTS:
@@ -186,6 +192,8 @@ def _fields(row: Any) -> dict[str, Any]:
                 dict(zip(value.dtype.names, run.tolist(), strict=True))
                 for run in value[: int(row["n_runs"])]
             ]
+        elif name == "value" and value.shape:
+            out["values"] = value.tolist()
         elif name == "guid":
             out[name] = bytes(value).hex()
         elif name == "comm":
@@ -274,6 +282,23 @@ def _tensor_decoder(reader: TraceReader) -> Callable[[Any], dict[str, Any]]:
         for key in ("flags", "buffer", "data", "view_src", "view_offs"):
             if key in has:
                 out["tensor_flags" if key == "flags" else key] = has[key]
+        return out
+
+    return decode
+
+
+def _copy_decoder(reader: TraceReader) -> Callable[[Any], dict[str, Any]]:
+    from profinfer.tracefile.structs import decode_struct, tensor_struct
+
+    dtype = _struct(tensor_struct, reader)
+    renamed = {"src": "from", "dst": "to"}
+
+    def decode(row: Any) -> dict[str, Any]:
+        names = [n for n in row.dtype.names if n not in _HIDDEN and n != "raw"]
+        out: dict[str, Any] = {renamed.get(name, name): int(row[name]) for name in names}
+        has = decode_struct(bytes(row["raw"]), dtype) if dtype is not None else {}
+        if "name" in has:
+            out["name"] = has["name"].decode("utf-8", "backslashreplace")
         return out
 
     return decode

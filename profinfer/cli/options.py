@@ -11,7 +11,7 @@ import click
 
 from profinfer.errors import UsageProblem
 
-PHASES = ("prefill", "decode", "mixed", "encode", "warmup", "all")
+PHASES = ("prefill", "decode", "verify", "mixed", "encode", "warmup", "all")
 NO_ENGINE = "the recording ended before the program loaded an engine"
 
 FORMATS = ("table", "json", "csv")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -260,6 +261,7 @@ def _prepare(
     from profinfer.capture.native import require_native
     from profinfer.elf.loader import loader_hook
     from profinfer.elf.modules import open_program
+    from profinfer.elf.plugins import plugins
     from profinfer.elf.process import ProcessImages
     from profinfer.probes.plan import make_plan
 
@@ -272,7 +274,8 @@ def _prepare(
         return make_plan(program, level=options.level), options
     program = open_program(command[0], debug_files=options.debug_files)
     options = replace(options, exe=program.path)
-    if any("ggml-cpu" in image.roles for image in program.images):
+    linked = any("ggml-cpu" in image.roles for image in program.images)
+    if linked and next(plugins(program, os.environ, Path.cwd()), None) is None:
         return make_plan(program, level=options.level), options
     # No engine yet, or one whose backends are plug-ins: wait for it to be loaded.
     for image in (*(i.elf for i in program.images), *program.others):

@@ -27,6 +27,10 @@ if TYPE_CHECKING:
     from profinfer.model.selection import Selection
     from profinfer.model.trace import Trace
 
+# Views of calls and the like, which need no operators.
+_NO_OPERATORS = ("token", "generation", "tensor", "prompt", "backend", "context", *STEPS)
+_OWN_VIEWS = ("thread", "matmul", *_NO_OPERATORS)
+
 
 class EmptyTrace(ProfinferError):
     """There is nothing to report."""
@@ -55,6 +59,16 @@ class EmptyTrace(ProfinferError):
 )
 @click.option("--faults", is_flag=True, help="Page faults, disk reads, and memory over time.")
 @click.option("--counters", is_flag=True, help="What counters counted: see record --counters.")
+@click.option(
+    "--against",
+    metavar="TRACE",
+    help="With --by backend: the same operators in another recording, and who was faster.",
+)
+@click.option(
+    "--device-times",
+    metavar="FILE",
+    help="With --by backend: what the engine's own profiler wrote (GGML_VK_PERF_LOGGER=1).",
+)
 @click.option("--experts", is_flag=True, help="Mixture of experts: what was chosen, and reuse.")
 @click.option(
     "--html",
@@ -84,6 +98,8 @@ def command(
     faults: bool,
     counters: bool,
     experts: bool,
+    against: str | None,
+    device_times: str | None,
     html: Path | None,
     plots: Path | None,
     force: bool,
@@ -108,6 +124,8 @@ def command(
         faults,
         counters,
         experts,
+        against,
+        device_times,
     )
     if html is not None or plots is not None:
         write_files(trace, asked, html, plots, force)
@@ -190,10 +208,14 @@ def _check_usage(asked: ReportOptions) -> None:
         raise UsageProblem(f"--by {asked.by} shows whole calls", "leave out --op and --layer")
     if asked.by in STEPS and asked.phase not in (None, "decode", "all"):
         raise UsageProblem(f"--by {asked.by} is about decoded tokens", f"--by {asked.by}")
+    if asked.device_times is not None and asked.by != "backend":
+        raise UsageProblem("--device-times goes with backends", "--by backend --device-times FILE")
+    if asked.against is not None and asked.by != "backend":
+        raise UsageProblem("--against compares backends", "--by backend --against OTHER.pf")
     if asked.roofline and asked.counters:
         raise UsageProblem("--roofline and --counters are two views", "give one of them")
     view = "--roofline" if asked.roofline else "--counters" if asked.counters else None
-    if view and asked.by in ("thread", "token", "generation", "tensor", "matmul", "prompt", *STEPS):
+    if view and asked.by in _OWN_VIEWS:
         raise UsageProblem(f"{view} knows no --by {asked.by}", f"{view} --by op")
     if asked.of_experts:
         _check_experts(asked)
@@ -241,7 +263,8 @@ def _check_level(trace: Trace, asked: ReportOptions) -> None:
     if asked.faults and not trace.has_faults:
         why = trace.meta.memory.get("why") or "profinfer was older"
         raise UsageProblem(f"{trace.path} holds no page faults: {why}", "profinfer record --faults")
-    needs_ops = asked.by not in (None, "token", "generation", "tensor", "prompt", *STEPS)
+    needs_ops = asked.by not in (None, *_NO_OPERATORS)
+    needs_ops = needs_ops or asked.against is not None
     needs_ops = needs_ops or asked.narrowed or asked.roofline or asked.corrected
     needs_ops = needs_ops or (asked.counters and not len(trace.system_counters))
     if needs_ops and not len(trace.ops):

@@ -33,6 +33,7 @@ class ExportOptions:
         min_ns: operators and waits that are shorter are left out.
         max_bytes: operators are left out until the file is no larger; None for no limit.
         flows: draw what each operator reads from which.
+        server: recording of the RPC server that the program spoke to, to draw with it.
     """
 
     trace: Path
@@ -44,6 +45,7 @@ class ExportOptions:
     min_ns: int = 0
     max_bytes: int | None = None
     flows: bool = False
+    server: Path | None = None
 
     @property
     def narrowed(self) -> bool:
@@ -123,6 +125,13 @@ def timeline_options(function: Callable[..., Any]) -> Callable[..., Any]:
                 "--flows",
                 is_flag=True,
                 help="Arrows from each operator to those that read its result; for some tokens.",
+            ),
+            click.option(
+                "--with",
+                "server",
+                type=click.Path(path_type=Path),
+                metavar="TRACE",
+                help="Also draw what an RPC server served, recorded at the same time.",
             ),
         )
     ):

@@ -75,6 +75,8 @@ def chosen(options: ExportOptions) -> Chosen:
 
 
 def _selected(trace: Trace, options: ExportOptions) -> Timeline:
+    from profinfer.model.trace import Trace
+    from profinfer.render.backendtracks import backend_events
     from profinfer.render.timeline import Timeline
 
     selection = None
@@ -86,7 +88,10 @@ def _selected(trace: Trace, options: ExportOptions) -> Timeline:
                 f"nothing to export: {options.trace} has no such calls ({selection.description})",
                 f"profinfer report {options.trace}, to see what there is",
             )
-    timeline = Timeline.of_trace(trace, selection)
+    server = None if options.server is None else Trace.open(options.server)
+    timeline = replace(
+        Timeline.of_trace(trace, selection), backends=backend_events(trace, selection, server)
+    )
     if timeline.empty and trace.meta.nothing_probed:
         raise ProfinferError(
             f"nothing to export: {options.trace} holds no call and no graph: {shared.NO_ENGINE}",

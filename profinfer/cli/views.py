@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -13,14 +14,14 @@ if TYPE_CHECKING:
 
 VIEWS = (
     "op", "layer", "role", "node", "shape", "thread", "token", "generation", "tensor",
-    "position", "outlier", "matmul", "prompt", "expert", "reuse", "cache",
+    "position", "outlier", "matmul", "prompt", "backend", "context", "expert", "reuse", "cache",
 )  # fmt: skip
 # Views of decode steps.
 STEPS = ("position", "outlier")
 EXPERT_VIEWS = ("expert", "reuse", "cache")  # of experts alone; those that follow have others too
 BY_EXPERTS = (*EXPERT_VIEWS, "layer", "token")
 # Reported one by one, those that the trace has.
-PHASES = ("decode", "prefill", "mixed", "encode")
+PHASES = ("decode", "verify", "prefill", "mixed", "encode")
 TOP = 10  # slowest operators in the short report
 TOP_VIEW = 20  # rows of a long view when a person reads it
 
@@ -43,6 +44,8 @@ class ReportOptions:
         faults: page faults and disk reads instead.
         counters: what counters counted, instead.
         experts: what the router of a mixture of experts chose, instead.
+        against: another trace that operators are compared with.
+        device_times: file with times that the engine's own profiler wrote.
     """
 
     by: str | None
@@ -58,6 +61,8 @@ class ReportOptions:
     faults: bool = False
     counters: bool = False
     experts: bool = False
+    against: str | None = None
+    device_times: str | None = None
 
     @property
     def narrowed(self) -> bool:
@@ -91,6 +96,14 @@ def views(trace: Trace, asked: ReportOptions, selections: list[Selection]) -> It
     def shown(result: Result, selection: Selection) -> Result:
         return corrected(result, trace, selection) if asked.corrected else result
 
+    if asked.by == "backend":
+        yield from backend_views(trace, selections, asked, TOP_VIEW if human else None)
+        return
+    if asked.by == "context":
+        from profinfer.analysis.contexts import contexts
+
+        yield contexts(trace)
+        return
     if asked.by == "generation":
         yield generations.generations(trace, asked.top)
         return
@@ -190,6 +203,59 @@ def _counters(
         for by in (asked.by,) if asked.by else ("op", "role", "node"):
             rows = top if asked.by else short
             yield counters(trace, chosen, by, rows if by in ("node", "shape") else None)
+
+
+def backend_views(
+    trace: Trace, selections: list[Selection], asked: ReportOptions, top: int | None
+) -> Iterator[Result]:
+    """By backend: time, copies, operators on the host, messages; those that there are."""
+    from profinfer.analysis import backends, backendwork
+    from profinfer.analysis.backendfindings import findings
+    from profinfer.analysis.finding import as_notes
+
+    if asked.against is not None:
+        yield from _against(trace, selections, asked, top)
+        return
+    for chosen in selections:
+        by = backends.by_backend(trace, chosen)
+        yield replace(by, notes=(*by.notes, *as_notes(findings(trace, chosen))))
+        if asked.form == "csv":
+            continue
+        rows = asked.top or top
+        parts = (
+            backends.copies(trace, chosen, rows),
+            backendwork.operators(trace, chosen, rows),
+            backendwork.messages(trace, chosen),
+        )
+        if asked.device_times is not None:
+            yield _device_times(trace, chosen, asked.device_times, rows)
+        yield from (part for part in parts if len(part.frame))
+
+
+def _against(
+    trace: Trace, selections: list[Selection], asked: ReportOptions, top: int | None
+) -> Iterator[Result]:
+    from profinfer.analysis.comparison import compare
+    from profinfer.model.trace import Trace
+
+    assert asked.against is not None
+    other = Trace.open(asked.against)
+    for chosen in selections:
+        same = other.select(phase=chosen.phase, op=asked.op, layer=asked.layer)
+        if not same.empty:
+            yield compare(trace, chosen, other, same, asked.top or top)
+
+
+def _device_times(trace: Trace, chosen: Selection, path: str, top: int | None) -> Result:
+    from profinfer.analysis.devicetimes import device_times, read
+    from profinfer.errors import UsageProblem
+
+    try:
+        text = Path(path).read_text("utf-8", "replace")
+    except OSError as error:
+        raise UsageProblem(f"{path} cannot be read: {(error.strerror or str(error)).lower()}",
+                           "the file that the engine's profiler wrote") from error  # fmt: skip
+    return device_times(trace, chosen, read(text, path), top)
 
 
 def _experts(trace: Trace, asked: ReportOptions, selections: list[Selection]) -> Iterator[Result]:

@@ -27,7 +27,18 @@ ROLES = {
     "ggml-base": "ggml_op_name",
     "ggml-cpu": "ggml_graph_compute",
     "common": "_Z21common_sampler_sample",
+    "ggml-blas": "ggml_backend_blas_reg",
+    "ggml-rpc": "ggml_backend_rpc_reg",
+    "ggml-vulkan": "ggml_backend_vk_reg",
+    "ggml-cuda": "ggml_backend_cuda_reg",  # ROCm too
+    "ggml-opencl": "ggml_backend_opencl_reg",
+    "ggml-hexagon": "ggml_backend_hexagon_reg",
+    "ggml-sycl": "ggml_backend_sycl_reg",
+    "ggml-cann": "ggml_backend_cann_reg",
+    "blas": "cblas_sgemm",  # the library behind a backend, no engine
 }
+# An engine, or a part of it that computes or runs others.
+_ENGINE = {"llama", "ggml-base", "ggml-cpu", "common"}
 _DEFAULT_FOLDERS = ("/lib64", "/usr/lib64", "/lib", "/usr/lib", "/usr/local/lib")
 # Libraries of the system: no engine in them, and libstdc++ is slow to read.
 _SYSTEM = re.compile(r"^(ld-linux.*|lib(c|m|dl|rt|pthread|gcc_s|stdc\+\+|gomp|util|resolv))\.so")
@@ -103,7 +114,7 @@ def open_program(
     for given in debug_files:
         attach_debug_file(given, list(found.values()))
     engine = [EngineImage(image, roles) for image in found.values() if (roles := roles_of(image))]
-    if not engine:
+    if not is_engine(engine):
         _refuse_stripped(found.values())
     known = {i.elf.path for i in engine}
     others = tuple(image for image in found.values() if image.path not in known)
@@ -135,6 +146,11 @@ def attach_debug_file(given: str | Path, images: Sequence[ElfImage]) -> None:
         )
     for image in fitting:
         image.debug = debug
+
+
+def is_engine(images: Iterable[EngineImage]) -> bool:
+    """Whether some of these images make an engine; a lone backend or BLAS library does not."""
+    return any(_ENGINE & set(image.roles) for image in images)
 
 
 def roles_of(image: ElfImage) -> tuple[str, ...]:

@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from profinfer.elf.debugfile import matches
-from profinfer.elf.modules import EngineImage, Program, roles_of
+from profinfer.elf.modules import EngineImage, Program, is_engine, roles_of
 from profinfer.elf.symbols import ElfImage
 from profinfer.errors import TargetError
 
 # Reading all symbols of a library takes long; one that never names these has no engine in it.
-_SIGNS = (b"ggml_", b"llama_")
+_SIGNS = (b"ggml_", b"llama_", b"cblas_sgemm")
 
 
 @dataclass(frozen=True)
@@ -146,7 +146,7 @@ def engines_of(images: Iterable[EngineImage]) -> list[tuple[EngineImage, ...]]:
     for image in everything:
         engines.setdefault(group[id(image)], []).append(image)
     return sorted(
-        (tuple(engine) for engine in engines.values()),
+        (tuple(engine) for engine in engines.values() if is_engine(engine)),
         key=lambda engine: not any("ggml-cpu" in image.roles for image in engine),
     )
 

@@ -76,7 +76,48 @@ def layouts() -> tuple[Layout, ...]:
 @cache
 def backends() -> dict[str, str]:
     """Guid of a backend (32 hex digits) -> its name."""
-    return dict(load_from("profinfer.engine", "guids.toml")["backend"])
+    return dict(load_from("profinfer.engine", "backends.toml")["backend"])
+
+
+@dataclass(frozen=True)
+class BackendFacts:
+    """What is known of backends beyond their guids.
+
+    Attributes:
+        word: word in function and library names -> name of the backend.
+        synchronous: backends that have computed a graph when they return from it.
+        host: backends that compute in the host's memory.
+        blas_calls: operator -> ``matrices`` or ``one``: calls of the library for one of them.
+        rpc_commands: names of the RPC protocol's commands by number.
+    """
+
+    word: dict[str, str]
+    synchronous: frozenset[str]
+    host: frozenset[str]
+    blas_calls: dict[str, str]
+    rpc_commands: tuple[str, ...]
+
+    def named(self, word: str) -> str:
+        """The name of a backend by its word in functions and files."""
+        return self.word.get(word.lower(), word.upper())
+
+
+@cache
+def backend_facts() -> BackendFacts:
+    """Facts about backends."""
+    data = load_from("profinfer.engine", "backends.toml")
+    return BackendFacts(
+        data["word"],
+        frozenset(data["facts"]["synchronous"]),
+        frozenset(data["facts"]["host"]),
+        data["blas"]["calls"],
+        tuple(data["rpc"]["commands"]),
+    )
+
+
+def guid_of(backend: str) -> str:
+    """Guid of a backend as 32 hex digits, by its name. Raises KeyError for an unknown one."""
+    return {name: guid for guid, name in backends().items()}[backend]
 
 
 @dataclass(frozen=True)

@@ -12,14 +12,14 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from profinfer.engine.catalog import backends
+from profinfer.model.backendnames import BackendNames
 from profinfer.model.decode import Records, int64
 from profinfer.model.edges import SPANS, Loose
 from profinfer.model.phases import PHASES, with_phases
 from profinfer.model.sequences import sequences
 from profinfer.model.spans import Pairs, outermost, pair, parents
 from profinfer.tracefile import schema
-from profinfer.tracefile.metadata import TraceMetadata, Trailer
+from profinfer.tracefile.metadata import TraceMetadata
 from profinfer.tracefile.schema import Kind
 
 I64 = npt.NDArray[np.int64]
@@ -36,6 +36,7 @@ class Spans:
         torn_batches: calls whose sequences were not recorded to the end.
         samples: outermost sampler calls.
         splits: graph splits handed to backends.
+        split_row: SPLIT_BEGIN record of each split.
         graphs: graphs computed by the CPU backend; the index is the graph_id.
         graph_row: GRAPH_BEGIN record of each graph.
         unmatched: records without a partner, by what they are.
@@ -48,6 +49,7 @@ class Spans:
     torn_batches: int
     samples: pd.DataFrame
     splits: pd.DataFrame
+    split_row: I64
     graphs: pd.DataFrame
     graph_row: I64
     unmatched: dict[str, int]
@@ -77,7 +79,7 @@ def _loose(records: Records, what: str, pairs: Pairs) -> Loose:
     return Loose(tid, probe, ts, np.arange(len(ts)) < len(begins))
 
 
-def build(records: Records, meta: TraceMetadata, trailer: Trailer | None) -> Spans:
+def build(records: Records, meta: TraceMetadata, names: BackendNames) -> Spans:
     """All spans but the operators."""
     unmatched: dict[str, int] = {}
     cut: dict[str, int] = {}
@@ -111,7 +113,8 @@ def build(records: Records, meta: TraceMetadata, trailer: Trailer | None) -> Spa
 
     pairs, tid, begin, end = _paired(records, "splits")
     note("splits", pairs)
-    splits = _splits(records, pairs, tid, begin, end, trailer, calls)
+    splits = _splits(records, pairs, tid, begin, end, names, calls)
+    split_row = pairs.begin
 
     pairs, tid, begin, end = _paired(records, "graphs")
     note("graphs", pairs)
@@ -138,7 +141,9 @@ def build(records: Records, meta: TraceMetadata, trailer: Trailer | None) -> Spa
             "complete": pairs.end >= 0,
         }
     )
-    return Spans(calls, seqs, torn, samples, splits, graphs, pairs.begin, unmatched, cut, loose)
+    return Spans(
+        calls, seqs, torn, samples, splits, split_row, graphs, pairs.begin, unmatched, cut, loose
+    )
 
 
 def _named(probes: npt.NDArray[np.uint32], functions: dict[int, str]) -> pd.Categorical[Any]:
@@ -246,22 +251,18 @@ def _splits(
     tid: I64,
     begin: I64,
     end: I64,
-    trailer: Trailer | None,
+    names: BackendNames,
     calls: pd.DataFrame,
 ) -> pd.DataFrame:
     rows = records.rows[Kind.SPLIT_BEGIN][pairs.begin]
-    functions = trailer.functions if trailer else {}
     guid = [bytes(g).hex() for g in np.ascontiguousarray(rows["guid"]).tolist()]
-    # The guid is data of the engine's source; the name of its get_name function is a hint.
-    names = [
-        backends().get(g) or backend_name(functions.get(f"{a:x}", ""))
-        for g, a in zip(guid, rows["get_name"].tolist(), strict=True)
-    ]
+    named = [names.backend(g, a) for g, a in zip(guid, rows["get_name"].tolist(), strict=True)]
     return pd.DataFrame(
         {
             "split_id": np.arange(len(rows), dtype=np.int32),
             "tid": tid.astype(np.int32),
-            "backend": pd.Categorical(names),
+            "backend": pd.Categorical(named),
+            "address": rows["backend"],
             "guid": pd.Categorical(guid),
             "cgraph": rows["cgraph"],
             "n_nodes": rows["n_nodes"].astype(np.int32),
@@ -272,12 +273,3 @@ def _splits(
             "cut": pairs.end < 0,
         }
     )
-
-
-def backend_name(symbol: str) -> str:
-    """``CPU`` from ``ggml_backend_cpu_get_name``; empty if the symbol tells nothing."""
-    found = symbol.removeprefix("_ZL").lstrip("0123456789").removeprefix("ggml_backend_")
-    for ending in ("_get_name", "_name"):
-        if ending in found:
-            return found.split(ending)[0].replace("_", " ").upper()
-    return ""

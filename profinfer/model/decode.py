@@ -27,6 +27,7 @@ class Records:
         order: place of each row in the stream, per kind.
         tensors: TENSOR rows with their ``raw`` bytes.
         buffers: BUFFER rows with their ``raw`` bytes.
+        copies: COPY_BEGIN rows with the ``raw`` bytes of their tensor.
         batches: ``schema.OPS`` rows, in stream order.
         batch_first: index into ``op_dt`` of each batch's first record.
         op_dt: nanoseconds since the batch's own time, one per operator record.
@@ -39,6 +40,7 @@ class Records:
     order: dict[Kind, I64]
     tensors: Rows
     buffers: Rows
+    copies: Rows
     batches: Rows
     batch_first: I64
     op_dt: npt.NDArray[np.uint32]
@@ -62,6 +64,9 @@ _FIXED = (
     Kind.SEQS,
     Kind.FAULT,
     Kind.READ,
+    Kind.SYNC_BEGIN,
+    Kind.WORK_BEGIN,
+    Kind.BACKEND_END,
 )
 
 
@@ -103,6 +108,7 @@ def decode(reader: TraceReader, since_ns: int | None = None) -> Records:
         order=order,
         tensors=tensors,
         buffers=buffers,
+        copies=reader.copies().rows,
         batches=batches if len(batches) else np.zeros(0, OPS),
         batch_first=first,
         op_dt=np.ascontiguousarray(ops.ops["dt"]),

@@ -80,6 +80,7 @@ class Definitions:
         contents: the distinct tensors.
         items: the distinct definitions; the index is the def_id.
         of_graph: def_id per GRAPH_BEGIN record, -1 if none is known.
+        of_split: def_id per SPLIT_BEGIN record; -1 also for the CPU's, whose graphs tell.
         unreadable: nodes whose tensor was never read.
         implausible: nodes whose tensor cannot be true.
     """
@@ -87,6 +88,7 @@ class Definitions:
     contents: Contents
     items: tuple[Definition, ...]
     of_graph: I32
+    of_split: I32
     unreadable: int
     implausible: int
 
@@ -169,6 +171,42 @@ class _Walk:
         known[first : first + n] = record["ptr"][:n]
 
 
+@dataclass(frozen=True)
+class _Runs:
+    """All that runs a definition: first the GRAPH_BEGIN records, then the SPLIT_BEGIN records.
+
+    Attributes:
+        order: place in the stream, shape (n,).
+        cgraph, gen, n_nodes: as recorded; gen is 0 of splits, n_nodes of those not read.
+        changed: a new definition came before it.
+        graphs: how many are graphs.
+    """
+
+    order: I64
+    cgraph: npt.NDArray[np.uint64]
+    gen: npt.NDArray[np.uint64]
+    n_nodes: I64
+    changed: npt.NDArray[np.bool_]
+    graphs: int
+
+
+def _runs(records: Records) -> _Runs:
+    kinds = (schema.Kind.GRAPH_BEGIN, schema.Kind.SPLIT_BEGIN)
+    graphs, splits = (records.rows[kind] for kind in kinds)
+    read = (splits["flags"] & schema.SPLIT_READ) != 0
+    changed = [(rows["flags"] & schema.GRAPH_CHANGED) != 0 for rows in (graphs, splits)]
+    return _Runs(
+        order=np.concatenate([records.order[kind] for kind in kinds]),
+        cgraph=np.concatenate([graphs["cgraph"], splits["cgraph"]]),
+        gen=np.concatenate([graphs["gen"], np.zeros(len(splits), np.uint64)]),
+        n_nodes=np.concatenate([graphs["n_nodes"], np.where(read, splits["n_nodes"], 0)]).astype(
+            np.int64
+        ),
+        changed=np.concatenate(changed),
+        graphs=len(graphs),
+    )
+
+
 def _lookup(addresses: npt.NDArray[np.uint64], wanted: npt.NDArray[np.uint64]) -> I32:
     """Slot of each wanted address in the sorted ``addresses``: NONE for 0, MISSING if absent."""
     out = np.full(wanted.shape, MISSING, np.int32)
@@ -200,18 +238,19 @@ def build(records: Records, engine: Engine) -> Definitions:
     zero = np.zeros(1, np.uint64)
     view1, data1 = np.r_[recs.view_src, zero], np.r_[recs.data, zero]
 
-    graphs = records.rows[schema.Kind.GRAPH_BEGIN]
-    order = records.order[schema.Kind.GRAPH_BEGIN]
+    runs = _runs(records)
+    order = runs.order
     ptrs = records.rows[schema.Kind.PTRS]
     nodes_only = np.flatnonzero((ptrs["flags"] & schema.PTRS_LEAFS) == 0)
     ptr_order = records.order[schema.Kind.PTRS][nodes_only]
     rec_upto = np.searchsorted(records.order[schema.Kind.TENSOR], order)
     ptr_upto = np.searchsorted(ptr_order, order)
 
-    of_graph = np.full(len(graphs), -1, np.int32)
+    of_run = np.full(len(order), -1, np.int32)
     items: list[Definition] = []
     known: dict[bytes, int] = {}
     by_gen: dict[tuple[int, int], int] = {}
+    latest_of: dict[int, tuple[int, int]] = {}
     walk = _Walk()
     rec_done = ptr_done = 0
     for row in np.argsort(order, kind="stable").tolist():
@@ -221,14 +260,19 @@ def build(records: Records, engine: Engine) -> Definitions:
         fresh = np.arange(rec_done, rec_upto[row])
         latest[slot_of_rec[fresh]] = fresh  # the last one wins, as in the stream
         rec_done = max(rec_done, int(rec_upto[row]))
-        cgraph, gen = int(graphs["cgraph"][row]), int(graphs["gen"][row])
-        changed = bool(graphs["flags"][row] & schema.GRAPH_CHANGED)
-        if not changed and (cgraph, gen) in by_gen:
-            of_graph[row] = by_gen[cgraph, gen]
+        n = int(runs.n_nodes[row])
+        if not n:
             continue
+        cgraph, gen = int(runs.cgraph[row]), int(runs.gen[row])
+        # A split does not say which reading it runs: it is the graph's latest.
+        known_as = (cgraph, gen) if gen else latest_of.get(cgraph, (cgraph, 0))
+        if not runs.changed[row] and known_as in by_gen:
+            of_run[row] = by_gen[known_as]
+            latest_of[cgraph] = known_as
+            continue
+        known_as = (cgraph, gen or -row - 1)
         pointers = walk.pointers.get(cgraph)
-        n = int(graphs["n_nodes"][row])
-        if pointers is None or not n or len(pointers) < n or not len(addresses):
+        if pointers is None or len(pointers) < n or not len(addresses):
             continue
         slots = _lookup(addresses, pointers[:n])
         rec = latest[slots]
@@ -264,12 +308,14 @@ def build(records: Records, engine: Engine) -> Definitions:
                     src_data=data1[src_rec],
                 )
             )
-        of_graph[row] = by_gen[cgraph, gen] = def_id
+        of_run[row] = by_gen[known_as] = def_id
+        latest_of[cgraph] = known_as
     every = np.concatenate([d.node for d in items]) if items else np.zeros(0, np.int32)
     return Definitions(
         contents,
         tuple(items),
-        of_graph,
+        of_run[: runs.graphs],
+        of_run[runs.graphs :],
         unreadable=int((every < 0).sum()),
         implausible=int(contents.implausible[every[every >= 0]].sum()),
     )

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-PHASES = ("warmup", "prefill", "decode", "mixed", "encode", "other")
+PHASES = ("warmup", "prefill", "decode", "verify", "mixed", "encode", "other")
+_MAX_DRAFT = 64  # more tokens at once are a prompt
 
 
 @dataclass
@@ -20,16 +21,33 @@ class _Sequence:
     """What one sequence of one context did last.
 
     Attributes:
-        phase: prefill or decode; "" before anything was seen.
+        phase: prefill, decode or verify; "" before anything was seen.
         generation: number of the prompt it is at.
         token: decode steps of it so far.
         next_pos: position that follows the last one, -1 if it was not given.
+        prompt_end: position that follows its prompt, -1 if it was not given.
     """
 
     phase: str = ""
     generation: int = -1
     token: int = 0
     next_pos: int = -1
+    prompt_end: int = -1
+
+    def speculate(self, n_tokens: int, pos: int, *, checks: bool) -> tuple[str, int, int] | None:
+        """The same for a context that drafts, or checks drafts; None if it is a prompt after all.
+
+        What was drafted and not accepted is decoded again: there, back is no new prompt.
+        """
+        if not 0 < self.prompt_end <= pos or (n_tokens > 1 and not checks):
+            return None
+        self.next_pos = pos + n_tokens
+        if n_tokens > 1:
+            self.phase = "verify"
+            return self.phase, self.generation, -1
+        self.phase = "decode"
+        self.token += 1
+        return self.phase, self.generation, self.token - 1
 
     def step(self, n_tokens: int, pos: int) -> tuple[str, int, int]:
         """Phase, generation and token_index of its tokens in the next batch."""
@@ -43,6 +61,7 @@ class _Sequence:
                 self.generation += 1
                 self.token = 0
             self.phase = "prefill"
+            self.prompt_end = pos + n_tokens if pos >= 0 else -1
         else:
             # A sequence first seen in the middle of a generation counts from there.
             self.generation = max(self.generation, 0)
@@ -72,16 +91,29 @@ def with_phases(calls: pd.DataFrame, sequences: pd.DataFrame) -> tuple[pd.DataFr
         )
     ]
     contexts = calls["ctx"].tolist()
+    targets = _targets(calls, sequences)
     seen: dict[tuple[int, int], _Sequence] = {}
     steps: list[tuple[str, int, int]] = []
     of_call: list[set[str]] = [set() for _ in contexts]
-    for call, seq, n_tokens, pos in zip(
-        *(sequences[c].tolist() for c in ("call_id", "seq", "n_tokens", "pos_first")), strict=True
+    columns = ("call_id", "seq", "n_tokens", "pos_first", "n_outputs")
+    for call, seq, n_tokens, pos, outputs in zip(
+        *(sequences[c].tolist() for c in columns), strict=True
     ):
         if given[call]:
             step = given[call], -1, -1
         else:
-            step = seen.setdefault((contexts[call], seq), _Sequence()).step(n_tokens, pos)
+            sequence = seen.setdefault((contexts[call], seq), _Sequence())
+            drafted = None
+            if targets:
+                # A target is asked for the logits of all that was drafted; the draft's own context
+                # is given the same tokens after it has decoded.
+                checks = n_tokens <= _MAX_DRAFT + 1 and (
+                    outputs == n_tokens
+                    if contexts[call] in targets
+                    else sequence.phase in ("decode", "verify")
+                )
+                drafted = sequence.speculate(n_tokens, pos, checks=checks)
+            step = drafted or sequence.step(n_tokens, pos)
         steps.append(step)
         of_call[call].add(step[0])
     phases = [p if p else _together(s) for p, s in zip(given, of_call, strict=True)]
@@ -107,6 +139,16 @@ def with_phases(calls: pd.DataFrame, sequences: pd.DataFrame) -> tuple[pd.DataFr
             token_index=numbers[:, 1],
         ),
     )
+
+
+def _targets(calls: pd.DataFrame, sequences: pd.DataFrame) -> set[int]:
+    """Contexts that check drafts: later than the prompt, several tokens, the logits of each."""
+    n = sequences["n_tokens"]
+    checks = (n > 1) & (n <= _MAX_DRAFT + 1) & (n == sequences["n_outputs"])
+    checks &= sequences["pos_first"] > 0
+    calls_of = sequences["call_id"].to_numpy()[checks.to_numpy()]
+    plain = ~(calls["warmup"] | calls["encode"]).to_numpy()
+    return set(calls["ctx"].to_numpy()[calls_of[plain[calls_of]]].tolist())
 
 
 def _together(phases: set[str]) -> str:

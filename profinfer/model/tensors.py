@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from profinfer.tracefile.metadata import TensorType
+
 I64 = npt.NDArray[np.int64]
 U8 = npt.NDArray[np.uint8]
 
@@ -96,6 +98,23 @@ def implausible(fields: Fields, n_ops: int, n_types: int) -> npt.NDArray[np.bool
     if n_types:
         bad |= fields.type >= n_types
     return np.asarray(bad)
+
+
+def spanned(fields: Fields, types: Sequence[TensorType | None]) -> I64:
+    """Bytes from the first to the last element of each tensor (``ggml_nbytes``); 0 if not known."""
+    unit, block = np.zeros(len(types) + 1, np.int64), np.ones(len(types) + 1, np.int64)
+    for number, known in enumerate(types):
+        if known is not None and known.block > 0:
+            unit[number], block[number] = known.size, known.block
+    kind = np.where((fields.type >= 0) & (fields.type < len(types)), fields.type, len(types))
+    first = np.where(
+        block[kind] == 1,
+        unit[kind] + (fields.ne[:, 0] - 1) * fields.nb[:, 0].astype(np.int64),
+        fields.ne[:, 0] * fields.nb[:, 0].astype(np.int64) // block[kind],
+    )
+    rest = ((fields.ne[:, 1:] - 1) * fields.nb[:, 1:].astype(np.int64)).sum(axis=1)
+    out: I64 = np.where((fields.ne > 0).all(axis=1) & (unit[kind] > 0), first + rest, 0)
+    return out
 
 
 def text(name: bytes) -> str:

@@ -20,6 +20,10 @@ import pandas as pd
 from profinfer.engine.roles import role_rules
 from profinfer.model import experts as moe
 from profinfer.model import memory, schedtables, surroundings
+from profinfer.model.backendnames import BackendNames
+from profinfer.model.backendops import backend_operators
+from profinfer.model.backends import BackendTables, with_done
+from profinfer.model.backends import build as build_backends
 from profinfer.model.calls import Spans
 from profinfer.model.calls import build as build_spans
 from profinfer.model.choose import Wish, choose
@@ -79,6 +83,10 @@ TABLES = (
     "system_counters",
     "frequency",
     "throttling",
+    "copies",
+    "syncs",
+    "backend_work",
+    "backend_ops",
 )
 
 
@@ -134,10 +142,36 @@ class Trace:
         """One row per outermost sampler call."""
         return self._spans.samples
 
-    @property
+    @cached_property
     def splits(self) -> pd.DataFrame:
         """One row per part of a graph handed to a backend."""
-        return self._spans.splits
+        spans = self._spans
+        of_call = np.r_[spans.calls["ctx"].to_numpy(), np.uint64(0)]
+        told = spans.splits.assign(
+            ctx=of_call[spans.splits["call_id"].to_numpy()],
+            def_id=self._definitions.of_split[spans.split_row],
+        )
+        return with_done(told, self.syncs)
+
+    @property
+    def copies(self) -> pd.DataFrame:
+        """One row per copy to, from or between tensors; one may lie in another."""
+        return self._backends.copies
+
+    @property
+    def syncs(self) -> pd.DataFrame:
+        """One row per wait for a backend."""
+        return self._backends.syncs
+
+    @property
+    def backend_work(self) -> pd.DataFrame:
+        """One row per call of a backend's own functions: gemm, messages, command recording."""
+        return self._backends.work
+
+    @cached_property
+    def backend_ops(self) -> pd.DataFrame:
+        """One row per operator that another backend than the CPU computed node by node."""
+        return backend_operators(self.splits, self.nodes, self.backend_work)
 
     @cached_property
     def graphs(self) -> pd.DataFrame:
@@ -458,10 +492,18 @@ class Trace:
 
     @cached_property
     def _counted(self) -> tuple[Spans, int]:
-        spans = build_spans(self._records, self.meta, self.reader.trailer)
+        spans = build_spans(self._records, self.meta, self._names)
         def_id = self._definitions.of_graph[spans.graph_row]
         spans.graphs["def_id"] = def_id
         return counted(spans, self._nodes.nodes)
+
+    @cached_property
+    def _names(self) -> BackendNames:
+        return BackendNames(self.meta, self.reader.trailer)
+
+    @cached_property
+    def _backends(self) -> BackendTables:
+        return build_backends(self._records, self.meta, self._names, self.calls)
 
     @property
     def _spans(self) -> Spans:

@@ -23,6 +23,7 @@ _STRUCTS = (
     "ggml_backend_i",
     "ggml_backend_buffer",
 )
+_POINTER = 8  # the second function of the interface, see engine/layouts.toml
 _FLAGS = "ggml_tensor_flag"
 _TENSOR = (
     *("type", "buffer", "ne", "nb", "op", "op_params", "flags"),
@@ -67,7 +68,10 @@ def debug_layout(images: Sequence[EngineImage]) -> Layout | None:
                 "get_name": backend.members["iface"].offset
                 + structs["ggml_backend_i"].members["get_name"].offset,
             },
-            buffer={"usage": buffer.members["usage"].offset},
+            buffer={
+                "usage": buffer.members["usage"].offset,
+                "owner": buffer.members["iface"].offset + _POINTER,
+            },
             batch=_batch(structs),
             flags=_flags(enums),
         )

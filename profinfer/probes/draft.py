@@ -6,6 +6,7 @@ Owns the choice between the ways to see operators. ``plan`` decides what is aske
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from fnmatch import fnmatchcase
 
 from profinfer.elf.calls import calls_to
 from profinfer.elf.emulation import running_kernel
@@ -43,12 +44,16 @@ class Draft:
         """Remember what is not probed."""
         self.skipped.append(Skipped(function, role, reason))
 
-    def find(self, name: str) -> Iterator[tuple[EngineImage, Function]]:
-        """Functions of this name, or beginning with it (``prefix*``), in all images."""
+    def find(
+        self, name: str, roles: tuple[str, ...] = ()
+    ) -> Iterator[tuple[EngineImage, Function]]:
+        """Functions of this name (``*``: anything) in all images, or in those with such a role."""
         for image in self.images:
-            if name.endswith("*"):
+            if roles and not set(roles) & set(image.roles):
+                continue
+            if "*" in name:
                 for f in image.elf.functions.values():
-                    if f.name.startswith(name[:-1]) and "." not in f.name:
+                    if fnmatchcase(f.name, name) and "." not in f.name:
                         yield image, f
             elif exact := image.elf.function(name):
                 yield image, exact
@@ -57,7 +62,7 @@ class Draft:
         """Probe what a spec names, or remember why not."""
         found = False
         for name in spec.names:
-            for image, f in self.find(name):
+            for image, f in self.find(name, spec.images):
                 site = entry_site(
                     image.decoder,
                     f.address,
@@ -70,13 +75,14 @@ class Draft:
                 if spec.returns:
                     self.add(spec.role, image, f.name, site, kind="uretprobe")
                 found = True
-                break
+                if not spec.many:
+                    break
             else:
-                if spec.every:
+                if spec.every and not spec.optional:
                     self.skip(name.rstrip("*"), spec.role, "the program has no such function")
             if found and not spec.every:
                 return
-        if not found and not spec.every:
+        if not found and not spec.every and not spec.optional:
             self.skip(spec.names[0], spec.role, "the program has no such function")
 
     def add(

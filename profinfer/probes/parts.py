@@ -7,6 +7,7 @@ from typing import Any
 
 from profinfer.elf.modules import EngineImage
 from profinfer.engine.catalog import Layout
+from profinfer.probes.backend_functions import backend_functions
 from profinfer.probes.engine_facts import EngineFacts
 from profinfer.probes.operator_site import Location
 
@@ -151,4 +152,5 @@ class ProbePlan:
             "glu_ops": list(facts.glu_ops),
             "types": list(facts.types),
             "types_evidence": facts.evidence.get("types"),
+            "functions": backend_functions(self.images) if self.layout else [],
         }

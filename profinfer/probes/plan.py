@@ -9,6 +9,7 @@ from collections import ChainMap
 
 from profinfer.elf.modules import Program
 from profinfer.errors import TargetError
+from profinfer.probes.backend_catalog import BACKEND_SPECS
 from profinfer.probes.catalog import SAMPLER_FALLBACK, SPECS
 from profinfer.probes.cost import hit_cost
 from profinfer.probes.debug_layout import debug_layout
@@ -37,10 +38,12 @@ def make_plan(program: Program, level: str = "op") -> ProbePlan:
     functions = ChainMap(*(i.elf.functions for i in program.images))
     layout, why_not = choose_layout(facts, functions, debug_layout(program.images))
     draft = Draft(program.images)
-    for spec in SPECS:
+    for spec in (*SPECS, *BACKEND_SPECS):
         if spec.level > wanted:
             continue
         if spec.level >= Level.graph and layout is None:
+            if spec.optional:
+                continue
             draft.skip(spec.names[0], spec.role, why_not)
         else:
             draft.add_spec(spec)

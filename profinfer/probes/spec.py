@@ -23,19 +23,24 @@ class ProbeSpec:
 
     Attributes:
         role: what its events mean; the capture layer has one handler a role.
-        names: symbols, in order of preference; a trailing ``*`` takes any symbol beginning so.
+        names: symbols, in order of preference; ``*`` stands for anything, as in a file name.
         level: the least level that wants it.
         images: roles of the images it may be in (``modules.ROLES``), empty for any.
         arguments: how many argument registers the handler reads.
         stack_arguments: the handler reads an argument from the stack.
         returns: the return is probed too.
         every: probe each of ``names`` that exists, not the first only.
+        many: a name may stand for several functions, in several images: probe all of them.
+        optional: engines without it are common; it is not noted as missing.
     """
 
     role: str
     names: tuple[str, ...]
     level: Level
+    images: tuple[str, ...] = ()
     arguments: int = 0
     stack_arguments: bool = False
     returns: bool = False
     every: bool = False
+    many: bool = False
+    optional: bool = False

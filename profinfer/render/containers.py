@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from profinfer.render.backendtracks import split_flow
 from profinfer.render.events import Spans
 from profinfer.render.nesting import CALL, GRAPH, SAMPLE, SPLIT, Containers
 from profinfer.render.packets import Packets
@@ -125,6 +126,10 @@ class ContainerSlices:
                 "nodes": int(split.n_nodes),
             }
             backend = split.backend or f"backend {str(split.guid)[:8]}"
+            if split.backend != "CPU":
+                flow = (split_flow(int(split.split_id)),)
+                name = f"split ({backend})"
+                return self._packets.event(name, "split", about | args, once=True, flows=flow)
             return self._share(f"split ({backend})", "split", about | args)
         return self.graph(row) if kind == GRAPH else self._walk
 

@@ -76,7 +76,6 @@ class Markers:
         within = (first_ns, last_ns)
         self._limits(timeline, within)
         self._generations(timeline)
-        self._backends(timeline)
         self._rates(timeline.calls)
         self._series(timeline, within)
         self._points += memorymarks.points(
@@ -135,25 +134,6 @@ class Markers:
         if hits:
             track = self._track(limitmarks.QUOTA)
             self._points += [(ts, track, template) for ts, template in hits]
-
-    def _backends(self, timeline: Timeline) -> None:
-        """What each backend was given, where there are several."""
-        splits = timeline.splits
-        names = splits["backend"].astype(str)
-        names = names.where(names != "", splits["guid"].astype(str))
-        if names.nunique() < 2:
-            return
-        tracks = {name: self._track(f"backend {name}") for name in sorted(names.unique())}
-        free = dict.fromkeys(tracks, 0)
-        order = np.argsort(ints(splits, "begin_ns"), kind="stable")
-        columns = (ints(splits, c)[order].tolist() for c in ("begin_ns", "end_ns", "n_nodes"))
-        for name, begin, end, n in zip(names.iloc[order], *columns, strict=True):
-            # Two contexts may use a backend at once: then the later one is cut.
-            begin = max(begin, free[name])
-            if begin < end:
-                free[name] = end
-                template = self._packets.event(f"split ({n} nodes)", "backend", {"nodes": n})
-                self._slices.append((begin, end, tracks[name], template))
 
     def _series(self, timeline: Timeline, within: tuple[int, int]) -> None:
         for series in timeline.series:

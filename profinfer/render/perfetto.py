@@ -12,6 +12,7 @@ from typing import BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
+from profinfer.render.backendtracks import BackendSlices
 from profinfer.render.containers import ContainerSlices
 from profinfer.render.countertracks import ActiveThreads, CountRates
 from profinfer.render.events import Events, Points, Spans, events_of, point_events
@@ -106,6 +107,8 @@ def write(timeline: Timeline, out: BinaryIO, *, block_ops: int = BLOCK_OPS) -> W
     tracks = [*markers.tracks, *(threads[tid] for tid in tids.tolist())]
     states = StateSlices(packets, timeline, tids, len(tracks), (first_ns, last_ns))
     tracks += states.tracks
+    backends = BackendSlices(packets, timeline.backends, len(tracks), (first_ns, last_ns))
+    tracks += backends.tracks
     counts = CountRates(packets, timeline, tids, len(tracks))
     tracks += counts.tracks
     if len(tracks) > MAX_SEQUENCE:
@@ -117,7 +120,13 @@ def write(timeline: Timeline, out: BinaryIO, *, block_ops: int = BLOCK_OPS) -> W
     active = ActiveThreads(packets, len(tids))
     order = _Orderly(packets.end(), values)
     order.add(markers.spans)
-    slices, points, adjusted, drawn = len(markers.spans), 0, containers.adjusted, 0
+    order.add(backends.spans)
+    slices, points, adjusted, drawn = (
+        len(markers.spans) + len(backends.spans),
+        0,
+        containers.adjusted,
+        0,
+    )
     told = np.zeros((len(tracks), len(packets.pool)), np.bool_)
     size = out.write(preamble(timeline.recording, tracks))
     for block in op_blocks(timeline, containers, tids, last_ns, block_ops):

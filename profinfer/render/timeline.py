@@ -30,6 +30,7 @@ COUNTED = "counted:"  # before the name of a counter, in the columns of the node
 if TYPE_CHECKING:
     from profinfer.model.selection import Selection
     from profinfer.model.trace import Trace
+    from profinfer.render.backendtracks import BackendEvents
 
 
 def _no_states() -> pd.DataFrame:
@@ -90,6 +91,7 @@ class Timeline:
     details: pd.DataFrame | None = None
     producers: Mapping[int, tuple[int, ...]] | None = None
     min_ns: int = 0
+    backends: BackendEvents | None = None
 
     @property
     def empty(self) -> bool:

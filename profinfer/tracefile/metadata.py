@@ -157,6 +157,15 @@ class Image(JsonPart):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Function(JsonPart):
+    """A function whose address records hold, by its place in its file."""
+
+    path: str
+    offset: int
+    name: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class Layout(JsonPart):
     """Byte offsets of the engine's structs; the raw structs in the trace are read with them."""
 
@@ -195,6 +204,12 @@ class Engine(JsonPart):
     glu_ops: tuple[str, ...] = ()
     types: tuple[TensorType | None, ...] = ()
     types_evidence: str | None = None
+    functions: tuple[Function, ...] = ()
+
+    def to_json(self) -> JsonObject:
+        """The JSON object; without the key ``functions`` where there are none."""
+        out = super().to_json()
+        return {k: v for k, v in out.items() if k != "functions" or v}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -291,6 +306,7 @@ class TraceMetadata(JsonPart):
     experts: dict[str, Any] = field(default_factory=dict)
     ring_bytes: int | None = None
     options: dict[str, Any] = field(default_factory=dict)
+    maps: tuple[Any, ...] = ()  # [start, end, file offset, path] of executable mappings
 
     @property
     def nothing_probed(self) -> bool:
@@ -298,9 +314,9 @@ class TraceMetadata(JsonPart):
         return not self.plan.probes
 
     def to_json(self) -> JsonObject:
-        """The JSON object; without ``calibration``, ``memory``, ``experts`` if there are none."""
+        """The JSON object; without what is optional where there is none of it."""
         out = super().to_json()
-        optional = ("calibration", "memory", "experts")
+        optional = ("calibration", "memory", "experts", "maps")
         return {k: v for k, v in out.items() if k not in optional or v}
 
 

@@ -40,6 +40,7 @@ from profinfer.tracefile.schema import (
     OPS,
     ChunkKind,
     Kind,
+    copy_dtype,
     tensor_dtype,
 )
 
@@ -177,6 +178,10 @@ class TraceReader:
         """All BUFFER records; ``raw`` is the engine's struct (``structs.buffer_struct``)."""
         return self._rows(Kind.BUFFER, tensor_dtype(self._raw_sizes()[Kind.BUFFER] or 0))
 
+    def copies(self) -> Records:
+        """All COPY_BEGIN records; ``raw`` is a tensor's struct (``structs.tensor_struct``)."""
+        return self._rows(Kind.COPY_BEGIN, copy_dtype(self._raw_sizes()[Kind.COPY_BEGIN] or 0))
+
     # -- life --------------------------------------------------------------------------------
 
     def close(self) -> None:
@@ -211,6 +216,7 @@ class TraceReader:
         sizes = {
             Kind.TENSOR: layout.tensor_size if layout else None,
             Kind.BUFFER: layout.buffer_size if layout else None,
+            Kind.COPY_BEGIN: layout.tensor_size if layout else None,
         }
         # A size that no struct has comes from a faulty recorder: the records are then unreadable.
         return {k: n if n and 0 < n <= _MAX_RAW else None for k, n in sizes.items()}

@@ -30,11 +30,13 @@ from profinfer.tracefile.schema import (
     RING_BUSY,
     RING_DISCARD,
     Kind,
+    copy_dtype,
     tensor_dtype,
 )
 
 _ENTRY_HEADER = 8
 _MIN_RECORD = 16
+_RAW = {Kind.TENSOR: tensor_dtype, Kind.BUFFER: tensor_dtype, Kind.COPY_BEGIN: copy_dtype}
 # As long as they say themselves.
 _VARYING = {Kind.OPS: OPS, Kind.COUNTS: COUNTS, Kind.EXPERTS: EXPERTS}
 
@@ -108,7 +110,7 @@ def build_index(
     Args:
         words: the file as 64-bit words.
         chunks: the RING chunks in recorded order.
-        raw_sizes: bytes of the raw struct in TENSOR and BUFFER records.
+        raw_sizes: bytes of the raw struct in TENSOR, BUFFER and COPY_BEGIN records.
         newer: the file's minor version is newer than ours, records may have grown.
 
     Returns:
@@ -188,7 +190,7 @@ def _well_formed(
             problems.append(f"{count} record(s) of unknown kind {value} were skipped")
             continue
         have = length[mine]
-        if known in (Kind.TENSOR, Kind.BUFFER):
+        if known in _RAW:
             raw = raw_sizes.get(known)
             if raw is None:
                 problems.append(
@@ -196,7 +198,7 @@ def _well_formed(
                     " the metadata does not give their size"
                 )
                 continue
-            size = tensor_dtype(raw).itemsize
+            size = _RAW[known](raw).itemsize
         else:
             size = _VARYING.get(known, FIXED.get(known, OPS)).itemsize
         fits = have >= size if newer or known in _VARYING else have == size

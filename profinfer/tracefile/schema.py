@@ -13,7 +13,7 @@ import numpy as np
 # --- file frame -----------------------------------------------------------------------
 MAGIC = b"\x89PF\r\n\x1a\n\x00"
 MAJOR = 1
-MINOR = 2  # 1: SCHED, SEQS, compact OPS; 2: EXPERTS
+MINOR = 2  # 1: SCHED, SEQS, compact OPS; 2: EXPERTS, COPY, SYNC, WORK
 CHUNK_MAGIC = 0x4B4E4843  # "CHNK"
 
 FILE_HEADER = np.dtype(
@@ -90,6 +90,10 @@ class Kind(IntEnum):
     FAULT = 18
     READ = 19
     EXPERTS = 20
+    COPY_BEGIN = 21
+    SYNC_BEGIN = 22
+    WORK_BEGIN = 23
+    BACKEND_END = 24
 
 
 class OpKind(IntEnum):
@@ -105,6 +109,7 @@ class OpKind(IntEnum):
 CALL_ENCODE = 1
 SEQS_CUT = 1
 WARMUP_OFF, WARMUP_ON, WARMUP_RESET = 0, 1, 2
+SPLIT_CHANGED, SPLIT_PARTIAL, SPLIT_READ = 1, 2, 4
 GRAPH_CHANGED = 1
 GRAPH_PARTIAL = 2
 GRAPH_NO_OPS = 4
@@ -118,6 +123,10 @@ PTRS_LEAFS = 1
 SCHED_OUT, SCHED_IN, SCHED_WAKE, SCHED_NEW, SCHED_PREEMPT = 1, 2, 4, 8, 16
 FAULT_MAJOR = 1
 READ_WRITE = 1
+COPY_SET, COPY_GET, COPY_TENSOR, COPY_FILL = 1, 2, 3, 4
+COPY_ASYNC = 1
+COPY_WHOLE = (1 << 64) - 1
+SYNC_EVENT = 1
 
 HDR = np.dtype([("kind", "<u2"), ("flags", "<u2"), ("tid", "<u4"), ("ts", "<u8")])
 _H = HDR.descr
@@ -228,6 +237,17 @@ EXPERTS = np.dtype(
 )
 EXPERT_ID = np.dtype("<i4")
 READ = np.dtype([*_H, ("ino", "<u8"), ("offset", "<u8"), ("dev", "<u4"), ("bytes", "<u4")])
+SYNC = np.dtype(
+    [
+        *_H,
+        ("backend", "<u8"),
+        ("get_name", "<u8"),
+        ("guid", "V16"),
+        ("probe", "<u4"),
+        ("pad", "<u4"),
+    ]
+)
+WORK = np.dtype([*_H, ("value", "<u8", (4,)), ("probe", "<u4"), ("pad", "<u4")])
 
 FIXED: dict[Kind, np.dtype[np.void]] = {
     Kind.CALL_BEGIN: CALL,
@@ -245,12 +265,33 @@ FIXED: dict[Kind, np.dtype[np.void]] = {
     Kind.SCHED: SCHED,
     Kind.FAULT: FAULT,
     Kind.READ: READ,
+    Kind.SYNC_BEGIN: SYNC,
+    Kind.WORK_BEGIN: WORK,
+    Kind.BACKEND_END: END,
 }
 
 
 def tensor_dtype(raw_size: int) -> np.dtype[np.void]:
     """Record of kind TENSOR or BUFFER whose raw struct is ``raw_size`` bytes."""
     return np.dtype([*_H, ("addr", "<u8"), ("gen", "<u8"), ("raw", f"V{raw_size}")])
+
+
+def copy_dtype(raw_size: int) -> np.dtype[np.void]:
+    """Record of kind COPY_BEGIN whose raw tensor is ``raw_size`` bytes."""
+    return np.dtype(
+        [
+            *_H,
+            ("backend", "<u8"),
+            ("src", "<u8"),
+            ("dst", "<u8"),
+            ("bytes", "<u8"),
+            ("src_owner", "<u8"),
+            ("dst_owner", "<u8"),
+            ("what", "<u4"),
+            ("probe", "<u4"),
+            ("raw", f"V{raw_size}"),
+        ]
+    )
 
 
 # --- counters of the BPF program ----------------------------------------------------------

@@ -36,6 +36,9 @@ STRUCTS: dict[str, np.dtype[np.void]] = {
     "pf_fault": schema.FAULT,
     "pf_read": schema.READ,
     "pf_counts": schema.COUNTS,
+    "pf_copy": schema.copy_dtype(TENSOR),
+    "pf_sync": schema.SYNC,
+    "pf_work": schema.WORK,
     "pf_experts": schema.EXPERTS,
 }
 # Arrays of any length at the end of a struct.
@@ -108,10 +111,13 @@ def test_constants(tmp_path: Path) -> None:
     wanted |= {f"PF_OP_{kind.name}": kind.value for kind in schema.OpKind}
     header = HEADER.read_text()
     names = re.findall(
-        r"\bPF_((?:CNT|WARMUP|GRAPH|OPS|PTRS|CALL|SEQS|SCHED|FAULT|READ)_[A-Z_]+)\b", header
+        r"\bPF_((?:CNT|WARMUP|GRAPH|OPS|PTRS|CALL|SEQS|SCHED|FAULT|READ|SPLIT|COPY|SYNC)_[A-Z_]+)\b",
+        header,
     )
     for name in set(names) - {k.name for k in schema.Kind}:
         wanted[f"PF_{name}"] = getattr(schema, name)
+    assert wanted["PF_COPY_WHOLE"] == schema.COPY_WHOLE
+    wanted["PF_COPY_WHOLE"] = -1  # as printed
     wanted["PF_COMM_LEN"] = schema.COMM_LEN
     wanted["PF_OPS_PER_BATCH"] = schema.OPS_PER_BATCH
     wanted["PF_MAX_COUNTERS"] = schema.MAX_COUNTERS
@@ -124,6 +130,7 @@ def test_constants(tmp_path: Path) -> None:
 
 def test_every_kind_has_a_dtype_or_a_size_of_its_own() -> None:
     special = {schema.Kind.OPS, schema.Kind.COUNTS, schema.Kind.TENSOR, schema.Kind.BUFFER}
+    special.add(schema.Kind.COPY_BEGIN)
     special |= {schema.Kind.EXPERTS}
     assert set(schema.FIXED) | special == set(schema.Kind)
     assert max(schema.Kind) < schema.CNT_LOST - schema.CNT_SENT
@@ -147,10 +154,11 @@ def test_frame_structs_match_their_dtypes() -> None:
 def test_the_documentation_has_the_same_offsets() -> None:
     text = (ROOT / "docs" / "file-format.md").read_text()
     tables = re.findall(r"<!-- (\w+) -->\n((?:\|.*\n)+)", text)
-    assert len(tables) == 20
+    assert len(tables) == 23
     sizes = dict(re.findall(r"^### (\w+): (\d+) bytes$", text, flags=re.M))
     for name, table in tables:
-        dtype = schema.tensor_dtype(TENSOR) if name == "RAW" else getattr(schema, name)
+        raw = {"RAW": schema.tensor_dtype(TENSOR), "COPY": schema.copy_dtype(TENSOR)}
+        dtype = raw[name] if name in raw else getattr(schema, name)
         told = re.findall(r"^\| (\d+) \| ([\w\[\]]+) \| `(\w+)` \| \S", table, flags=re.M)
         common = (
             set() if name in ("HDR", "FILE_HEADER", "CHUNK_HEADER", "RUN") else {*schema.HDR.names}

@@ -189,18 +189,6 @@ def test_tokens_have_instants_with_their_time(run: Timeline) -> None:
     assert "tpot_ms" not in tokens[0].args
 
 
-def test_backends_have_tracks_where_there_are_several(run: Timeline) -> None:
-    assert not any(d.name.startswith("backend") for d in read(run).tracks.values())
-    backends = np.where(run.splits.split_id % 2 == 0, "CPU", "CUDA0")
-    report = read(dataclasses.replace(run, splits=run.splits.assign(backend=backends)))
-    for name, kept in (("CPU", 0), ("CUDA0", 1)):
-        splits = run.splits[run.splits.split_id % 2 == kept]
-        mine = report.on(f"backend {name}")
-        assert [(s.begin, s.dur) for s in mine] == [
-            (s.begin_ns, s.end_ns - s.begin_ns) for s in splits.itertuples()
-        ]
-
-
 def test_switches_of_the_recorder_are_instants(run: Timeline) -> None:
     first, last = int(run.calls.begin_ns.min()), int(run.calls.end_ns.max())
     limits = np.iinfo(np.int64)

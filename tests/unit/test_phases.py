@@ -2,10 +2,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pytest
 from builders import TraceBuilder, llama_graph, sample_run
 
-from profinfer.model.calls import backend_name
 from profinfer.model.trace import Trace
 
 
@@ -190,16 +188,3 @@ def test_selections_say_what_they_cover(tmp_path: Path) -> None:
     assert "warm-up" not in trace.select(warmup=True).description
     assert trace.select().n_tokens == 8
     assert trace.select(phase="encode").empty
-
-
-@pytest.mark.parametrize(
-    ("symbol", "name"),
-    [
-        ("ggml_backend_cpu_get_name", "CPU"),
-        ("_ZL25ggml_backend_cuda_get_nameP12ggml_backend", "CUDA"),
-        ("ggml_backend_blas_get_name", "BLAS"),
-        ("", ""),
-    ],
-)
-def test_backend_names(symbol: str, name: str) -> None:
-    assert backend_name(symbol) == name

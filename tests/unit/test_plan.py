@@ -173,4 +173,5 @@ def test_the_real_engine() -> None:
     functions = {p.function for p in plan.probes}
     assert {"llama_decode", "llama_encode", "llama_process", "ggml_graph_compute"} <= functions
     stepped = [p.function for p in plan.probes if not p.emulated]
-    assert stepped == ["llama_set_warmup"] or stepped == []
+    # Both are rare: a context's warm-up, and waits for events of devices that have any.
+    assert set(stepped) <= {"llama_set_warmup", "ggml_backend_event_synchronize"}

@@ -78,7 +78,7 @@ def test_an_unknown_layout_is_read(tmp_path: Path, compiler: str, version: str) 
     assert layout.cgraph == {"n_nodes": 12, "n_leafs": 16, "nodes": 24, "leafs": 32, "uid": 40}
     assert layout.cplan == {"n_threads": 16}
     assert layout.backend == {"guid": 0, "get_name": 24}
-    assert layout.buffer == {"usage": 88}
+    assert layout.buffer == {"usage": 88, "owner": 16}
     assert layout.flags["compute"] == 32
 
 

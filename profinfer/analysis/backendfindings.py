@@ -1,0 +1,73 @@
+"""Layer 6: what going from backend to backend costs, where it is worth a sentence.
+
+Must not import rich or above.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from profinfer.analysis.backends import chosen, crossing, has_others
+from profinfer.analysis.finding import Finding
+from profinfer.model.selection import Selection
+from profinfer.model.trace import Trace
+from profinfer.units import format_bytes, format_percent, format_things
+
+# Below these parts of the calls' time nothing is said.
+TRAFFIC_MIN = 0.10
+STARTING_MIN = 0.10
+# So many splits a call are not meant by anybody who puts some layers on another backend.
+SPLITS_MIN = 8
+
+
+def findings(trace: Trace, selection: Selection) -> list[Finding]:
+    """What is wrong with how the selected calls use backends; nothing on the CPU alone."""
+    calls = trace.calls[selection.calls]
+    spent = int((calls["end_ns"] - calls["begin_ns"]).sum())
+    if not spent or not has_others(trace):
+        return []
+    return [*_traffic(trace, selection, spent), *_starting(trace, selection, spent)]
+
+
+def _traffic(trace: Trace, selection: Selection, spent: int) -> list[Finding]:
+    """Copies between backends take a good part of the calls."""
+    copies = crossing(trace, selection)
+    time = int((copies["end_ns"] - copies["begin_ns"]).sum())
+    if time < TRAFFIC_MIN * spent:
+        return []
+    worst = copies.assign(time_ns=copies["end_ns"] - copies["begin_ns"])
+    most = worst.groupby(["source", "target"], observed=True)["time_ns"].sum().idxmax()
+    source, target = map(str, most)  # type: ignore[call-overload]
+    text = (
+        f"copies between backends take {format_percent(time / spent)} of the calls' time: "
+        f"{len(copies):,} copies of {format_bytes(int(copies['bytes'].sum()))}, most of it from "
+        f"{source} to {target}; fewer, larger parts of the model on one backend copy less"
+    )
+    return [Finding("traffic", time / spent, text)]
+
+
+def _starting(trace: Trace, selection: Selection, spent: int) -> list[Finding]:
+    """The CPU's threads start and leave at every split, and do little between."""
+    splits = chosen(trace, trace.splits, selection)
+    graphs = trace.graphs[selection.graphs]
+    graphs = graphs[(graphs["call_id"] >= 0).to_numpy() & graphs["sampled"].to_numpy()]
+    others = splits[(splits["backend"] != "CPU").to_numpy()]
+    calls = max(selection.n_calls, 1)
+    if not len(trace.op_walls) or len(splits) < SPLITS_MIN * calls or not len(others):
+        return []
+    walls = trace.op_walls
+    inside = np.zeros(len(trace.graphs), np.int64)
+    length = (walls["release_ns"] - walls["begin_ns"]).to_numpy()
+    np.add.at(inside, walls["graph_id"].to_numpy(), length)
+    wall = (graphs["end_ns"] - graphs["begin_ns"]).to_numpy()
+    lost = int(np.maximum(wall - inside[graphs["graph_id"].to_numpy()], 0).sum())
+    if lost < STARTING_MIN * spent:
+        return []
+    each = len(graphs) / calls
+    names = sorted(set(others["backend"].astype(str)))
+    text = (
+        f"{format_percent(lost / spent)} of the calls' time the CPU's threads start and leave: the "
+        f"graph is cut into {format_things(round(len(splits) / calls), 'split')} a call between "
+        f"CPU and {', '.join(names)}, {each:.0f} of them graphs of the CPU"
+    )
+    return [Finding("starting", lost / spent, text)]
