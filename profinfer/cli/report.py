@@ -41,6 +41,14 @@ class EmptyTrace(ProfinferError):
 )
 @click.option("--faults", is_flag=True, help="Page faults, disk reads, and memory over time.")
 @click.option("--counters", is_flag=True, help="What counters counted: see record --counters.")
+@click.option(
+    "--explain",
+    is_flag=False,
+    flag_value="all",
+    metavar="[NAME]",
+    help="Explain the findings, or one of them: evidence, what to try, how to check.",
+)
+@click.option("--ledger", is_flag=True, help="Where the whole run went, from start to end.")
 def command(
     trace: str,
     by: str | None,
@@ -55,6 +63,8 @@ def command(
     corrected: bool,
     faults: bool,
     counters: bool,
+    explain: str | None,
+    ledger: bool,
 ) -> None:
     """Print what TRACE says: how fast, where the time went, what is missing.
 
@@ -65,7 +75,20 @@ def command(
     report(
         trace,
         ReportOptions(
-            by, phase, tokens, op, layer, top, form, warmup, roofline, corrected, faults, counters
+            by,
+            phase,
+            tokens,
+            op,
+            layer,
+            top,
+            form,
+            warmup,
+            roofline,
+            corrected,
+            faults,
+            counters,
+            explain,
+            ledger,
         ),
     )
 
@@ -83,12 +106,20 @@ def report(path: str, asked: ReportOptions) -> None:
     _check_usage(asked)
     trace = Trace.open(path)
     _check_level(trace, asked)
+    if asked.explain is not None:
+        _explain(trace, asked, asked.explain)
+        return
     selections = [] if asked.faults else _selections(trace, asked)
     results = list(fault_views(trace, asked) if asked.faults else views(trace, asked, selections))
     if asked.form == "json":
         from profinfer.render.machine import to_json
 
-        click.echo(to_json(results, _about(trace), _wanted(asked)))
+        found = None
+        if not asked.special:
+            from profinfer.analysis.findings import findings
+
+            found = findings(trace, trace.select())
+        click.echo(to_json(results, _about(trace), _wanted(asked), found))
     elif asked.form == "csv":
         from profinfer.render.machine import to_csv
 
@@ -100,7 +131,27 @@ def report(path: str, asked: ReportOptions) -> None:
         _print(results)
 
 
+def _explain(trace: Trace, asked: ReportOptions, name: str) -> None:
+    """The findings of the whole run, explained."""
+    from profinfer.analysis.findings import evidence, findings, result
+    from profinfer.cli import explain
+
+    chosen = trace.select()
+    found = explain.wanted(findings(trace, chosen), name)
+    if asked.form == "json":
+        from profinfer.render.machine import to_json
+
+        results = [result(trace, chosen, found), evidence(found)]
+        click.echo(to_json(results, _about(trace), _wanted(asked), found))
+    else:
+        explain.show(found, name, chosen.description)
+
+
 def _check_usage(asked: ReportOptions) -> None:
+    if asked.explain is not None:
+        if asked.other_view or asked.narrowed or asked.tokens or asked.phase or asked.form == "csv":
+            raise UsageProblem("--explain is a view of its own", "report TRACE --explain [NAME]")
+        return
     if asked.form == "csv" and asked.by is None:
         raise UsageProblem("--format csv needs one view", "--format csv --by op --phase decode")
     if asked.tokens and asked.phase not in (None, "decode", "all"):
@@ -281,4 +332,6 @@ def _wanted(asked: ReportOptions) -> dict[str, Any]:
         "roofline": asked.roofline,
         "faults": asked.faults,
         "counters": asked.counters,
+        "explain": asked.explain,
+        "ledger": asked.ledger,
     }

@@ -35,6 +35,8 @@ class ReportOptions:
         corrected: operators' times without the probes' cost, beside the raw ones.
         faults: page faults and disk reads instead.
         counters: what counters counted, instead.
+        explain: explain findings instead: the name of one, or "all".
+        ledger: where the whole run went, instead.
     """
 
     by: str | None
@@ -49,11 +51,24 @@ class ReportOptions:
     corrected: bool = False
     faults: bool = False
     counters: bool = False
+    explain: str | None = None
+    ledger: bool = False
 
     @property
     def narrowed(self) -> bool:
         """Only a part of each graph is wanted."""
         return self.op is not None or self.layer is not None
+
+    @property
+    def special(self) -> bool:
+        """One view, and not the whole report."""
+        return self.explain is not None or self.other_view
+
+    @property
+    def other_view(self) -> bool:
+        """One view other than the explanations."""
+        views = (self.roofline, self.faults, self.counters, self.ledger, self.corrected)
+        return self.by is not None or any(views)
 
 
 def views(trace: Trace, asked: ReportOptions, selections: list[Selection]) -> Iterator[Result]:
