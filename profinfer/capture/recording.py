@@ -170,6 +170,9 @@ class Recording:
         while status is None:
             info = self._signals.wait(_POLL_S)
             status = self._target.check()
+            if status is not None:
+                ended = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
+                self._json(ChunkKind.NOTE, {"ts": ended, "what": "exit"})
             self._drain()
             if info is not None:
                 self._interrupts += 1
@@ -221,6 +224,7 @@ class Recording:
         target, watch = self._target, self._watch
         if watch is None or not isinstance(target, LaunchedTarget) or not target.take_stop():
             return
+        since = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
         stop = watch.look()
         if stop is None:
             return  # somebody else stopped it, and will let it go on
@@ -232,6 +236,7 @@ class Recording:
             self._failure = error
         finally:
             target.resume()
+            self._note("held", since=since)
 
     def _start_late(self, watch: LoadWatch) -> None:
         """The engine is about to be used for the first time: plan, attach, tell the trace."""

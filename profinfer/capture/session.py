@@ -8,6 +8,7 @@ running process, compile, create the file, attach.
 from __future__ import annotations
 
 import os
+import time
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -29,6 +30,7 @@ from profinfer.errors import ProfinferError, TargetError
 from profinfer.machine import store
 from profinfer.probes.plan import ProbePlan
 from profinfer.tracefile.metadata import Engine, Plan, Sched, Target, TraceMetadata
+from profinfer.tracefile.schema import ChunkKind
 from profinfer.tracefile.writer import TraceWriter
 
 
@@ -86,6 +88,9 @@ def record(plan: ProbePlan | None, options: RecordOptions) -> RecordResult:
             watch = LoadWatch(loader_hook(options.exe), images)
         writer = _create(plan, options, target.pid, caller, probing)
         try:
+            # Noted before it is true: a busy machine may take its time to let us write.
+            now = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
+            writer.write_json(ChunkKind.NOTE, {"ts": now, "what": "exec"})
             target.release()
         except ProfinferError:
             writer.close()

@@ -109,7 +109,7 @@ def report(path: str, asked: ReportOptions) -> None:
     if asked.explain is not None:
         _explain(trace, asked, asked.explain)
         return
-    selections = [] if asked.faults else _selections(trace, asked)
+    selections = [] if asked.faults or asked.ledger else _selections(trace, asked)
     results = list(fault_views(trace, asked) if asked.faults else views(trace, asked, selections))
     if asked.form == "json":
         from profinfer.render.machine import to_json
@@ -151,6 +151,11 @@ def _check_usage(asked: ReportOptions) -> None:
     if asked.explain is not None:
         if asked.other_view or asked.narrowed or asked.tokens or asked.phase or asked.form == "csv":
             raise UsageProblem("--explain is a view of its own", "report TRACE --explain [NAME]")
+        return
+    if asked.ledger:
+        other = asked.by or asked.roofline or asked.counters or asked.faults or asked.corrected
+        if other or asked.narrowed or asked.tokens or asked.phase:
+            raise UsageProblem("--ledger covers the whole run", "report TRACE --ledger")
         return
     if asked.form == "csv" and asked.by is None:
         raise UsageProblem("--format csv needs one view", "--format csv --by op --phase decode")

@@ -76,6 +76,7 @@ def views(trace: Trace, asked: ReportOptions, selections: list[Selection]) -> It
     from profinfer.analysis import (
         findings,
         generations,
+        lifeledger,
         operators,
         overview,
         scheduling,
@@ -90,6 +91,9 @@ def views(trace: Trace, asked: ReportOptions, selections: list[Selection]) -> It
     def shown(result: Result, selection: Selection) -> Result:
         return corrected(result, trace, selection) if asked.corrected else result
 
+    if asked.ledger:
+        yield lifeledger.ledger(trace)
+        return
     if asked.by == "generation":
         yield generations.generations(trace, asked.top)
         return
@@ -122,6 +126,8 @@ def views(trace: Trace, asked: ReportOptions, selections: list[Selection]) -> It
         prompts = generations.generations(trace, TOP if human else None)
         if len(prompts.frame) > 1:
             yield prompts
+    if not human:
+        yield lifeledger.ledger(trace)
     found_all = findings.result(trace, trace.select())
     if len(found_all.frame) or not human:
         yield found_all

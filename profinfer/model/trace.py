@@ -29,6 +29,8 @@ from profinfer.model.definitions import Definitions
 from profinfer.model.definitions import build as build_definitions
 from profinfer.model.edges import Edges
 from profinfer.model.edges import find as find_edges
+from profinfer.model.life import Life
+from profinfer.model.life import life as find_life
 from profinfer.model.losses import operators_lost, tally
 from profinfer.model.nodes import NodeTables
 from profinfer.model.nodes import build as build_nodes
@@ -279,6 +281,13 @@ class Trace:
         """When operators were recorded; empty if always, or never."""
         return windows(value for chunk, value in self.reader.documents
                        if chunk.kind == ChunkKind.NOTE)  # fmt: skip
+
+    @cached_property
+    def life(self) -> Life:
+        """From when to when the target ran while it was recorded."""
+        records = self._records
+        return find_life(self.reader.notes, self.meta, self.reader.trailer, excerpt=self.excerpt,
+                         first_ns=records.first_ns, last_ns=records.last_ns)  # fmt: skip
 
     @property
     def visits(self) -> Visits:
