@@ -16,12 +16,14 @@ from typing import Any
 
 from profinfer.capture.governor import Governor, QosLimits
 from profinfer.capture.limits import Limits
+from profinfer.capture.liveport import LivePort
 from profinfer.capture.perfevents import refusal
 from profinfer.capture.plausible import Verdict, check_tensors
 from profinfer.capture.probing import Probing, lost_events
 from profinfer.capture.progress import ProgressLine
 from profinfer.capture.readings import Forecast, Reading
 from profinfer.capture.residence import Residence
+from profinfer.capture.rolling import RollingTrace
 from profinfer.capture.signals import SignalWatch, pass_on
 from profinfer.capture.target import ExitStatus, LaunchedTarget, RunningTarget
 from profinfer.capture.wanted import Wanted
@@ -99,13 +101,14 @@ class Recording:
         argv: the target's command line.
         duration_s: end of the recording after this time, None for the target's end.
         progress: show the progress line.
+        live: somebody who looks at the last seconds while it runs.
     """
 
     def __init__(
         self,
         target: LaunchedTarget | RunningTarget,
         signals: SignalWatch,
-        writer: TraceWriter,
+        writer: TraceWriter | RollingTrace,
         *,
         probing: Probing | None,
         watch: LoadWatch | None,
@@ -115,11 +118,13 @@ class Recording:
         argv: list[str],
         duration_s: float | None,
         progress: bool,
+        live: LivePort | None = None,
     ) -> None:
         self._target = target
         self._signals = signals
         self._writer = writer
         self._watch = watch
+        self._live = live
         self._level = level
         self._qos = qos
         self._residence = Residence(target.pid, argv)
@@ -193,6 +198,7 @@ class Recording:
             if not self._mapped and self._probing is not None and self._probing.ring.calls:
                 self._note_maps()
             self._show()
+            self._serve()
         self._progress.clear()
         if self._probing is not None:
             # What a target that runs on does from here is not part of the recording; one that has
@@ -363,6 +369,20 @@ class Recording:
         if not self._mapped:
             self._residence.look()  # what is mapped only while the model is loaded
         self._note("memory", **sizes)
+
+    def _serve(self) -> None:
+        """Answer who looks at the last seconds."""
+        if self._live is None:
+            return
+        probing = self._probing
+        facts: dict[str, Any] = {"pid": self._target.pid, "switches": self._switches}
+        if probing is not None:
+            facts |= {
+                "calls": probing.ring.calls,
+                "tokens": probing.ring.tokens,
+                "hit_ns": probing.hit_ns,
+            }
+        self._live.serve(probing.counters if probing is not None else None, facts)
 
     def _show(self) -> None:
         due = self._progress.due()

@@ -174,7 +174,7 @@ def command(
             hint="leave out --level",
         )
     counted = counters_of(counters, preset, level)
-    plan, options = _prepare(
+    plan, options = prepare(
         pid,
         command,
         RecordOptions(
@@ -219,7 +219,7 @@ def command(
     return finish(record(plan, options), options)
 
 
-def _prepare(
+def prepare(
     pid: int | None, command: tuple[str, ...], options: RecordOptions
 ) -> tuple[ProbePlan | None, RecordOptions]:
     """The plan, or None when the engine will be loaded later, and what is known of the target."""
