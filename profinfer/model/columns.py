@@ -264,8 +264,9 @@ COLUMNS["empty_walls"] = (
 _HEAD = """# Tables
 
 `profinfer.open("trace.pf").tables` is a dict of pandas DataFrames; each is an attribute too
-(`trace.ops`). `profinfer export trace.pf --csv FOLDER` writes them as files. Times are
-CLOCK_MONOTONIC nanoseconds. Ids of one table are row numbers of another:
+(`trace.ops`). `profinfer export trace.pf --csv FOLDER` writes them as files; `--parquet FOLDER` does
+too (`pip install 'profinfer[parquet]'`), with unit and meaning in each column's metadata. Times
+are CLOCK_MONOTONIC nanoseconds. Ids of one table are row numbers of another:
 `trace.nodes.loc[trace.ops.node_id]`. How the numbers are worked out: [metrics](metrics.md).
 """
 
