@@ -42,6 +42,7 @@ enum pf_kind {
     PF_COUNTS = 17,      /* pf_counts: what counters read at the records of a batch       */
     PF_FAULT = 18,       /* pf_fault: page faults of a thread of the target               */
     PF_READ = 19,        /* pf_read: a read from a disk that the target asked for         */
+    PF_REQUEST = 24,     /* pf_mark: a server's task was queued, or given to a slot       */
     PF_KIND_COUNT = 32,
 };
 
@@ -97,11 +98,13 @@ enum pf_warmup {
     PF_WARMUP_RESET = 2,         /* llama_perf_context_reset(ctx): what ran before was not meant */
 };
 
+#define PF_REQUEST_LAUNCH 1      /* flags: given to a slot; else queued */
+
 struct pf_mark {
     struct pf_hdr h;
-    unsigned long long ctx;
+    unsigned long long ctx;      /* of a request: id of the slot; all ones when queued */
     unsigned int probe;
-    int value;                   /* enum pf_warmup */
+    int value;                   /* enum pf_warmup; of a request: id of the task */
 };
 
 struct pf_split {

@@ -92,6 +92,9 @@ class RollingTrace:
         """Take a document in: updates are merged, of notes those that matter later are kept."""
         if kind == ChunkKind.UPDATE:
             self._meta = merge(self._meta, dict(value))
+            since = (value.get("options") or {}).get("attached_ns")
+            if isinstance(since, int) and not self._blocks:
+                self.dropped_ns = since  # the recording of a running process begins here
         elif kind == ChunkKind.NOTE and value.get("what") == "level":
             self._levels.append(dict(value))
         elif kind == ChunkKind.NOTE and value.get("what") == "memory":

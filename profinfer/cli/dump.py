@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from profinfer.tracefile.reader import TraceReader
 
 _KINDS = """CALL_BEGIN CALL_END SAMPLE_BEGIN SAMPLE_END SPLIT_BEGIN SPLIT_END GRAPH_BEGIN GRAPH_END
-OPS PTRS TENSOR BUFFER THREAD WARMUP SEQS SCHED FAULT READ UPDATE LOSS NOTE TRAILER""".split()
+OPS PTRS TENSOR BUFFER THREAD WARMUP SEQS SCHED FAULT READ REQUEST
+UPDATE LOSS NOTE TRAILER""".split()
 _HEX = {"ctx", "backend", "cgraph", "get_name", "addr", "data", "buffer", "view_src", "last"}
 _HIDDEN = {"kind", "flags", "tid", "ts", "pad"}
 # Names of flag bits, by kind.
@@ -31,6 +32,7 @@ _FLAGS = {
     "SCHED": ("OUT", "IN", "WAKE", "NEW", "PREEMPT"),
     "FAULT": ("MAJOR",),
     "READ": ("WRITE",),
+    "REQUEST": ("LAUNCH",),
 }
 
 

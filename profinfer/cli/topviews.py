@@ -55,6 +55,10 @@ class Looks:
             return None
         now = int(told["ts"])
         trace = Trace.open(snapshot)
+        if self._before is None:
+            # The recording began when its probes were in place, which takes a while.
+            began = trace.meta.options.get("attached_ns", now)
+            self._since = self._start = min(max(self._since, int(began)), now - 1)
         try:
             view = live(trace, self._since, now, self._by, told.get("open_ns"))
             self._about = self._facts(told, trace, now)

@@ -75,6 +75,7 @@ def views(trace: Trace, asked: ReportOptions, selections: list[Selection]) -> It
     """The Results, in order."""
     from profinfer.analysis import (
         findings,
+        firsttoken,
         generations,
         lifeledger,
         operators,
@@ -96,6 +97,8 @@ def views(trace: Trace, asked: ReportOptions, selections: list[Selection]) -> It
         return
     if asked.by == "generation":
         yield generations.generations(trace, asked.top)
+        if asked.form != "csv":
+            yield firsttoken.first_tokens(trace, asked.top)
         return
     top = asked.top or (TOP_VIEW if human else None)
     if asked.roofline:

@@ -27,6 +27,7 @@ ROLES = {
     "ggml-base": "ggml_op_name",
     "ggml-cpu": "ggml_graph_compute",
     "common": "_Z21common_sampler_sample",
+    "server": "_ZN12server_queue4post",
 }
 _DEFAULT_FOLDERS = ("/lib64", "/usr/lib64", "/lib", "/usr/lib", "/usr/local/lib")
 # Libraries of the system: no engine in them, and libstdc++ is slow to read.

@@ -62,6 +62,7 @@ _FIXED = (
     Kind.SEQS,
     Kind.FAULT,
     Kind.READ,
+    Kind.REQUEST,
 )
 
 

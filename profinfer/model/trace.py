@@ -41,6 +41,7 @@ from profinfer.model.operators import build as build_operators
 from profinfer.model.opmarks import collect
 from profinfer.model.opsched import per_operator
 from profinfer.model.optables import rows_table, walls_table
+from profinfer.model.requests import requests as find_requests
 from profinfer.model.residents import Residents
 from profinfer.model.residents import build as build_residents
 from profinfer.model.schedule import Schedule
@@ -59,6 +60,7 @@ TABLES = (
     "calls",
     "sequences",
     "samples",
+    "requests",
     "splits",
     "graphs",
     "nodes",
@@ -126,6 +128,11 @@ class Trace:
     def samples(self) -> pd.DataFrame:
         """One row per outermost sampler call."""
         return self._spans.samples
+
+    @cached_property
+    def requests(self) -> pd.DataFrame:
+        """One row per task of a server: when it was queued, and given to which slot."""
+        return find_requests(self._records)
 
     @property
     def splits(self) -> pd.DataFrame:

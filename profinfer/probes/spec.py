@@ -25,11 +25,11 @@ class ProbeSpec:
         role: what its events mean; the capture layer has one handler a role.
         names: symbols, in order of preference; a trailing ``*`` takes any symbol beginning so.
         level: the least level that wants it.
-        images: roles of the images it may be in (``modules.ROLES``), empty for any.
         arguments: how many argument registers the handler reads.
         stack_arguments: the handler reads an argument from the stack.
         returns: the return is probed too.
         every: probe each of ``names`` that exists, not the first only.
+        within: not wanted, and not missed, where no image plays this role.
     """
 
     role: str
@@ -39,3 +39,4 @@ class ProbeSpec:
     stack_arguments: bool = False
     returns: bool = False
     every: bool = False
+    within: str = ""

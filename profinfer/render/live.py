@@ -92,8 +92,8 @@ def _numbers(view: LiveView, about: About, width: int) -> list[Text]:
         speed.append(f"{format_rate(about.mean_tps, 'tok')} mean")
     if view.tpot_p50_ns is not None:
         speed.append(f"TPOT {format_ns(view.tpot_p50_ns)}, p90 {format_ns(view.tpot_p90_ns)}")
-    state = [view.state]
-    if view.state == "idle" and view.idle_ns:
+    state = [view.state if about.calls else "no call yet"]
+    if view.state == "idle" and view.idle_ns and about.calls:
         state = [f"idle for {format_ns(view.idle_ns)}"]
     if view.sequences > 1:
         state.append(f"{view.sequences} sequences")

@@ -88,6 +88,7 @@ class Kind(IntEnum):
     COUNTS = 17
     FAULT = 18
     READ = 19
+    REQUEST = 24
 
 
 class OpKind(IntEnum):
@@ -116,6 +117,7 @@ PTRS_LEAFS = 1
 SCHED_OUT, SCHED_IN, SCHED_WAKE, SCHED_NEW, SCHED_PREEMPT = 1, 2, 4, 8, 16
 FAULT_MAJOR = 1
 READ_WRITE = 1
+REQUEST_LAUNCH = 1
 
 HDR = np.dtype([("kind", "<u2"), ("flags", "<u2"), ("tid", "<u4"), ("ts", "<u8")])
 _H = HDR.descr
@@ -229,6 +231,7 @@ FIXED: dict[Kind, np.dtype[np.void]] = {
     Kind.SCHED: SCHED,
     Kind.FAULT: FAULT,
     Kind.READ: READ,
+    Kind.REQUEST: MARK,
 }
 
 

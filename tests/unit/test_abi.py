@@ -107,7 +107,7 @@ def test_constants(tmp_path: Path) -> None:
     wanted |= {f"PF_OP_{kind.name}": kind.value for kind in schema.OpKind}
     header = HEADER.read_text()
     names = re.findall(
-        r"\bPF_((?:CNT|WARMUP|GRAPH|OPS|PTRS|CALL|SEQS|SCHED|FAULT|READ)_[A-Z_]+)\b", header
+        r"\bPF_((?:CNT|WARMUP|GRAPH|OPS|PTRS|CALL|SEQS|SCHED|FAULT|READ|REQUEST)_[A-Z_]+)\b", header
     )
     for name in set(names) - {k.name for k in schema.Kind}:
         wanted[f"PF_{name}"] = getattr(schema, name)
