@@ -203,10 +203,11 @@ EXPLANATIONS: dict[str, Explanation] = {
     "slow_products": Explanation(
         "setting",
         "The matrix products of prompts are far below what these cores can do: a build without "
-        "their vector instructions, or a type without a fast kernel.",
+        "their vector instructions, or without a library for weights that are not quantised.",
         f"Prefill with at least {_pre.FULL_PIECE // 8} tokens a graph, matrix products take half "
         f"of the operators' time and reach at most {_p(_pre.SLOW_ROOF)} of the compute peak that "
-        "profinfer calibrate measured.",
+        f"profinfer calibrate measured; {_p(_pre.PLAIN_MIN)} of it with F32, F16 or BF16 weights, "
+        f"and threads were on a CPU for {_p(_pre.RUNNING_MIN)} of their computing.",
         "profinfer report NEW.pf --roofline --phase prefill: 'roof' of MUL_MAT goes up",
     ),
 }

@@ -12,6 +12,7 @@ from profinfer.analysis import scopes
 from profinfer.analysis.finding import Finding, Number
 from profinfer.analysis.roofline import roofline
 from profinfer.analysis.roofs import of_trace
+from profinfer.analysis.scheduling import per_thread
 from profinfer.analysis.scopes import Scope
 from profinfer.model.trace import Trace
 from profinfer.units import format_ns, format_percent
@@ -23,6 +24,8 @@ WORTH = 0.10  # of the prefill's time: a smaller prize of larger pieces is not w
 COMPUTE_TOKENS = 16  # a graph: from here on, weights are read once for many tokens
 BUSY_MIN = 0.85  # of the operators' time spent computing: the threads are what bounds
 SLOW_ROOF = 0.15  # of the compute roof
+PLAIN_MIN = 0.8  # of the products' time: weights that are not quantised
+RUNNING_MIN = 0.9  # of computing on a CPU: else something else keeps it from being fast
 NEAR_ROOF = 0.50  # what matrix products of a good library reach
 
 
@@ -75,6 +78,22 @@ def _small_pieces(scope: Scope) -> Finding | None:
     return Finding("small_pieces", None, text, "-ub 512 -b 2048", scope.name, evidence, prize)
 
 
+def _plain_part(scope: Scope) -> float:
+    """Part of the matrix products' time whose weights are plain numbers."""
+    wall, nodes = scope.trace.sums(scope.selection).wall, scope.trace.nodes
+    products = (nodes["op"] == "MUL_MAT").to_numpy()
+    plain = products & nodes["src0_type"].isin(("f32", "f16", "bf16")).to_numpy()
+    return float(wall[plain].sum()) / max(float(wall[products].sum()), 1.0)
+
+
+def _running(scope: Scope) -> float:
+    """Part of the threads' computing that they were on a CPU; 1 if that is not known."""
+    if not scope.trace.has_sched:
+        return 1.0
+    sums = per_thread(scope.trace, scope.selection)
+    return float(sums["compute_running_ns"].sum()) / max(float(sums["compute_ns"].sum()), 1.0)
+
+
 def _few_threads(scope: Scope) -> Finding | None:
     """Prompts are bound by arithmetic, which more CPUs would share."""
     trace = scope.trace
@@ -99,9 +118,15 @@ def _few_threads(scope: Scope) -> Finding | None:
 
 
 def _slow_products(scope: Scope) -> Finding | None:
-    """With a calibration only: the machine's peak must be known."""
+    """With a calibration only: the machine's peak must be known.
+
+    Of quantised weights nothing is said: how near to the peak their kernels can come depends on the
+    type, and no library would be faster.
+    """
     found = of_trace(scope.trace)
     if found.calibration is None or _per_graph(scope) < FULL_PIECE / 8:
+        return None
+    if _plain_part(scope) < PLAIN_MIN or _running(scope) < RUNNING_MIN:
         return None
     table = roofline(scope.trace, scope.selection, "op", found).frame
     mine = table[(table["op"] == "MUL_MAT").to_numpy()]

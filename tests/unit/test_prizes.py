@@ -248,10 +248,19 @@ def test_fewer_threads_than_cores(tmp_path: Path) -> None:
     assert found(Play(prompt=(8, 8, 8), at=24, changes=four), tmp_path) == {}
 
 
+def plain_graph(**how: Any) -> Graph:
+    """The same with weights that are not quantised."""
+    graph = llama_graph(**how)
+    for leaf in graph.leafs:
+        leaf.type = "f16" if leaf.name.endswith(".weight") and leaf.ne[1] > 1 else leaf.type
+    return graph
+
+
 def test_slow_matrix_products(tmp_path: Path) -> None:
     """Only with a calibration, and only far below it."""
     products = {i for i, n in enumerate(llama_graph().nodes) if n.op == "MUL_MAT"}
     play = Play(prompt=(128,), at=128, prompt_ns=lambda n, t: MS if n in products else 10 * US)
+    play.graph = plain_graph
     assert found(play, tmp_path) == {}
     slow = calibration({2: 1e15})
     for roof in slow["roofs"]:
@@ -261,6 +270,10 @@ def test_slow_matrix_products(tmp_path: Path) -> None:
     assert set(said) == {"slow_products"}
     assert "no BLAS computed them" in said["slow_products"].text
     assert float(said["slow_products"].evidence["of_compute"].value) < 0.15
+    # Of quantised weights nothing is said.
+    play.graph = llama_graph
+    assert found(play, tmp_path) == {}
+    play.graph = plain_graph
     for roof in slow["roofs"]:
         roof["best"] = roof["median"] = {"fp32": 5e9, "int8": 5e9}.get(roof["kind"], 1e15)
     assert found(play, tmp_path) == {}
