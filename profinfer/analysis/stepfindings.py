@@ -23,7 +23,7 @@ from profinfer.units import format_ns, format_percent
 SAMPLING_MIN = 0.05
 BUILD_MIN = 0.08
 HEAD_MIN = 0.25  # of the operators' time
-ATTENTION_MIN = 0.40  # of the operators' time
+ATTENTION_MIN = 0.30  # of the operators' time
 BARRIER_MIN = 0.15  # of the operators' time: waiting in short operators
 SHORT_NS = 20_000  # mean time of an operator that is short
 FIRST_MIN = 2.0  # first decode step over the median
