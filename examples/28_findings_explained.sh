@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# What is worth changing, and what would it save? Eight threads on two CPUs; and a context so long that
-# attention takes most of the time, of a tiny model, so that it takes seconds (tools/make_models.py).
+# What is worth changing, and what would it save? Eight threads on two CPUs; and a context so long
+# that attention weighs most, of a tiny model, so that it takes seconds (tools/make_models.py).
 . "$(dirname "$0")/paths.sh"
 
 common="-no-cnv --temp 0 --ignore-eos -lv 1"

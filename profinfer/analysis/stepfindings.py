@@ -23,7 +23,7 @@ from profinfer.units import format_ns, format_percent
 SAMPLING_MIN = 0.05
 BUILD_MIN = 0.08
 HEAD_MIN = 0.25  # of the operators' time
-ATTENTION_MIN = 0.30  # of the operators' time
+ATTENTION_MIN = 0.25  # of the operators' time
 BARRIER_MIN = 0.15  # of the operators' time: waiting in short operators
 SHORT_NS = 20_000  # mean time of an operator that is short
 FIRST_MIN = 2.0  # first decode step over the median
@@ -173,7 +173,7 @@ def _attention(scope: Scope) -> Finding | None:
     cache = _cache_type(nodes)
     bits = _bits(scope.trace, cache)
     text = (
-        f"attention dominates: {format_percent(share)} of the operators' time at a context of "
+        f"attention takes {format_percent(share)} of the operators' time at a context of "
         f"{context:,.0f} tokens, with flash attention {'on' if flash else 'off'} and a "
         f"{cache or 'unknown'} KV cache"
     )
