@@ -21,6 +21,7 @@
 #define PF_RUNS_PER_RECORD 32
 #define PF_COMM_LEN 16
 #define PF_MAX_COUNTERS 6
+#define PF_MAX_EXPERTS_USED 1024 /* all of them, in a warm-up */
 
 enum pf_kind {
     PF_CALL_BEGIN = 1,   /* pf_call: llama_decode, llama_encode, llama_process entered   */
@@ -42,6 +43,7 @@ enum pf_kind {
     PF_COUNTS = 17,      /* pf_counts: what counters read at the records of a batch       */
     PF_FAULT = 18,       /* pf_fault: page faults of a thread of the target               */
     PF_READ = 19,        /* pf_read: a read from a disk that the target asked for         */
+    PF_EXPERTS = 20,     /* pf_experts: which experts the router chose for tokens of a batch */
     PF_REQUEST = 24,     /* pf_mark: a server's task was queued, or given to a slot       */
     PF_KIND_COUNT = 32,
 };
@@ -255,6 +257,20 @@ struct pf_read {
     unsigned int bytes;
 };
 
+/* The ids that a MUL_MAT_ID takes as its third source, of consecutive tokens; nodes after it that
+ * take the same ids (gate, up, down) have no record of their own. */
+struct pf_experts {
+    struct pf_hdr h;             /* ts: reading began; tid: of the graph's GRAPH_BEGIN */
+    unsigned long long cgraph;
+    unsigned int node;           /* index of the first such node in the graph */
+    unsigned int n_used;         /* experts a token, at most PF_MAX_EXPERTS_USED */
+    unsigned int n_tokens;       /* rows of the whole tensor */
+    unsigned int first;          /* row of the first id here */
+    unsigned int n;              /* rows here */
+    unsigned int ns;             /* profinfer's own time reading them */
+    int id[];                    /* n x n_used, as they lie in the tensor: the likeliest first */
+};
+
 /* Slots of the per-CPU counter array: PF_CNT_SENT + kind, PF_CNT_LOST + kind. */
 enum pf_counter {
     PF_CNT_SENT = 0,
@@ -269,6 +285,8 @@ enum pf_counter {
     PF_CNT_STEP_NS = 71,         /* time in those calls, ns                               */
     PF_CNT_THREADS = 72,         /* threads asked for, summed over the graphs begun       */
     PF_CNT_NOT_COUNTED = 73,     /* readings of hardware or software counters that failed */
+    PF_CNT_EXPERTS_UNREAD = 78,  /* rows of expert ids that could not be read             */
+    PF_CNT_OP_PASSED = 79,       /* hits that record --ops, --layers, --threads left out  */
     PF_CNT_COUNT = 80,
 };
 

@@ -15,18 +15,27 @@ struct pf_walk {
     struct pf_ptrs ptrs;
     struct pf_tensor tensor;
     struct pf_buffer buffer;
+#ifdef PF_FILTER
+    u32 layer, place; /* of the last node, and of the number in its name */
+    struct pf_wanted wanted;
+#endif
+#ifdef PF_MUL_MAT_ID
+    struct pf_routes routes;
+    struct pf_reading reading;
+#endif
 };
 BPF_HASH(walks, u32, struct pf_walk, PF_MAX_MAIN_THREADS);
 BPF_ARRAY(zero_walk, struct pf_walk, 1);
 
 struct pf_known_graph {
     u64 uid, nodes, gen;
-    u32 n_nodes, pad;
+    u32 n_nodes;
+    u32 ids_at; /* see pf_routes.first */
 };
 BPF_HASH(known_graphs, u64, struct pf_known_graph, 4096);
 BPF_HASH(known_leafs, u64, u64, 4096); /* cgraph -> uid */
 
-/* address -> hash of what was last sent from there */
+/* address -> hash of what was last sent from there; of pieces of pointer arrays, see pf_piece_key */
 BPF_TABLE("lru_hash", u64, u64, seen, PF_MAX_TENSORS);
 
 BPF_PROG_ARRAY(steps, 1);
@@ -38,6 +47,25 @@ static __always_inline u64 pf_mix(u64 h, u64 word)
     h *= 0x9e3779b97f4a7c15ull;
     return h ^ (h >> 29);
 }
+
+#ifdef PF_FILTER
+static __always_inline void pf_filter_node(struct pf_walk *w, u32 at)
+{
+    const unsigned char *raw = w->tensor.raw;
+    int want = at < 64 * PF_FILTER_WORDS;
+#ifdef PF_LAYER_FIRST
+    pf_layer_of(raw + PF_TENSOR_NAME, &w->layer, &w->place);
+    want = want && *(volatile u32 *)&w->layer - PF_LAYER_FIRST < PF_LAYER_END - PF_LAYER_FIRST;
+#endif
+#ifdef PF_OPS_LOW
+    want = want && pf_op_is_wanted(*(u32 *)(raw + PF_TENSOR_OP));
+#endif
+    u64 word = at >> 6;
+    PF_KEEP_BOUND(word);
+    if (want)
+        w->wanted.word[word & (PF_FILTER_WORDS - 1)] |= 1ull << (at & 63);
+}
+#endif
 
 static __always_inline int pf_is_known(u64 key, u64 hash)
 {
@@ -85,8 +113,17 @@ static __always_inline void pf_walk_done(struct pf_walk *w)
         k.nodes = w->nodes;
         k.gen = gen;
         k.n_nodes = w->n_nodes;
+#ifdef PF_MUL_MAT_ID
+        k.ids_at = w->routes.first;
+#endif
         known_graphs.update(&cgraph, &k);
     }
+#ifdef PF_FILTER
+    wanted_nodes.update(&cgraph, &w->wanted);
+#endif
+#ifdef PF_MUL_MAT_ID
+    pf_route_arm(w->routes.first);
+#endif
     u16 flags = (w->changed ? PF_GRAPH_CHANGED : 0) | (w->partial ? PF_GRAPH_PARTIAL : 0);
     pf_graph_emit(w, gen, flags, bpf_ktime_get_ns());
 }
@@ -111,7 +148,8 @@ static __always_inline void pf_buffer_read(struct pf_walk *w)
         seen.update(&addr, &h);
 }
 
-static __always_inline void pf_tensor_read(struct pf_walk *w, u64 addr)
+/* `at`: place among the nodes. */
+static __always_inline void pf_tensor_read(struct pf_walk *w, u64 addr, u32 at)
 {
     u64 h = 0;
     if (pf_read_user(w->tensor.raw, PF_TENSOR_SIZE, (void *)addr)) {
@@ -119,6 +157,13 @@ static __always_inline void pf_tensor_read(struct pf_walk *w, u64 addr)
         w->partial = 1;
         return;
     }
+#ifdef PF_FILTER
+    if (!w->reading_leafs)
+        pf_filter_node(w, at);
+#endif
+#ifdef PF_MUL_MAT_ID
+    pf_route_note(&w->routes, w->tensor.raw, addr, at); /* leafs compute nothing */
+#endif
     u64 *words = (u64 *)w->tensor.raw;
 #pragma unroll
     for (int i = 0; i < PF_TENSOR_SIZE / 8; i++)
@@ -137,10 +182,17 @@ static __always_inline void pf_tensor_read(struct pf_walk *w, u64 addr)
     pf_buffer_read(w);
 }
 
+/* A piece belongs to its graph: the reader lays it over what it knows of that cgraph, so it is sent
+ * again when the same cgraph had another array in between (views of a graph on the stack). */
+static __always_inline u64 pf_piece_key(struct pf_walk *w)
+{
+    return pf_mix(pf_mix(w->reading_leafs, w->cgraph), w->pos) | 1ull << 63; /* no address */
+}
+
 /* One piece of 64 pointers and the tensors behind them. */
 static __always_inline void pf_piece_read(struct pf_walk *w)
 {
-    u64 at = w->array + 8 * (u64)w->pos, h = w->cgraph;
+    u64 at = w->array + 8 * (u64)w->pos, key = pf_piece_key(w), h = w->cgraph;
     u64 left = (u64)w->count - w->pos;
     u32 i;
     if (left > PF_PTRS_PER_RECORD)
@@ -155,6 +207,7 @@ static __always_inline void pf_piece_read(struct pf_walk *w)
         return;
     }
     w->ptrs.n = left;
+    w->ptrs.first = w->pos;
     for (i = 0; i < PF_PTRS_PER_RECORD; i++) {
         if (i >= left)
             break;
@@ -165,22 +218,21 @@ static __always_inline void pf_piece_read(struct pf_walk *w)
     left = *(volatile u32 *)&w->ptrs.n;
     if (left > PF_PTRS_PER_RECORD)
         return;
-    if (!pf_is_known(at, h)) {
+    if (!pf_is_known(key, h)) {
         pf_header(&w->ptrs.h, PF_PTRS, w->reading_leafs ? PF_PTRS_LEAFS : 0, w->t0);
         w->ptrs.cgraph = w->cgraph;
         w->ptrs.gen = w->gen;
-        w->ptrs.first = w->pos;
         if (pf_emit(&w->ptrs, sizeof(w->ptrs), PF_PTRS)) {
             w->partial = 1;
         } else {
-            seen.update(&at, &h);
+            seen.update(&key, &h);
             w->changed = 1;
         }
     }
     for (i = 0; i < PF_PTRS_PER_RECORD; i++) {
         if (i >= left)
             break;
-        pf_tensor_read(w, w->ptrs.ptr[i]);
+        pf_tensor_read(w, w->ptrs.ptr[i], w->pos + i);
     }
     w->pos += *(volatile u32 *)&w->ptrs.n;
 }
@@ -208,6 +260,10 @@ int pf_walk_step(struct pt_regs *ctx)
     pf_count(PF_CNT_TOO_MANY_NODES, 1); /* here only when the 33 calls are used up */
     w->partial = 1;
 done:
+#ifdef PF_MUL_MAT_ID
+    if (w->routes.n && w->sends_graph)
+        route_steps.call(ctx, 0);
+#endif
     pf_walk_done(w);
     return 0;
 }
@@ -235,7 +291,11 @@ static __always_inline struct pf_walk *pf_walk_new(u32 probe, u64 cgraph)
             pf_count(PF_CNT_NO_SLOT, 1);
             return 0;
         }
-        pf_slot_get(); /* names the thread */
+        struct pf_slot *s = pf_slot_get(); /* names the thread */
+#ifdef PF_MAIN_ONLY
+        if (s)
+            s->caller = 1;
+#endif
     }
     w->cgraph = cgraph;
     w->probe = probe;
@@ -248,6 +308,10 @@ static __always_inline struct pf_walk *pf_walk_new(u32 probe, u64 cgraph)
     w->leafs = pf_user_u64(cgraph + PF_CGRAPH_LEAFS);
     w->changed = w->partial = w->reading_leafs = w->n_threads = w->sends_graph = 0;
     w->pos = 0;
+#ifdef PF_MUL_MAT_ID
+    w->routes.n = w->routes.ids = w->reading.left = 0;
+    w->routes.first = PF_NEVER;
+#endif
     return w;
 }
 
@@ -279,12 +343,20 @@ static __always_inline int pf_graph_begin(struct pt_regs *ctx, u32 probe)
     w->n_threads = pf_user_u32(cplan + PF_CPLAN_N_THREADS);
     w->sends_graph = 1;
     struct pf_known_graph *k = known_graphs.lookup(&cgraph);
-    if (k && k->uid && k->uid == w->uid && k->nodes == w->nodes && k->n_nodes == w->n_nodes) {
+    if (k && k->uid && k->uid == w->uid && k->nodes == w->nodes && k->n_nodes == w->n_nodes &&
+        pf_wanted_known(cgraph)) {
+#ifdef PF_MUL_MAT_ID
+        pf_route_arm(k->ids_at);
+#endif
         pf_graph_emit(w, k->gen, 0, bpf_ktime_get_ns());
         return 0;
     }
     w->array = w->nodes;
     w->count = w->n_nodes;
+#ifdef PF_FILTER
+    w->layer = PF_NO_LAYER;
+    __builtin_memset(&w->wanted, 0, sizeof(w->wanted));
+#endif
     steps.call(ctx, 0);
     return 0;
 }

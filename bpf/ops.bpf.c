@@ -65,11 +65,44 @@ static __always_inline int pf_loop_enter(struct pt_regs *ctx)
     struct pf_slot *s = pf_slot_get();
     if (!s)
         return 0;
+    if (pf_is_aside(s))
+        return 0;
     pf_flush(s, 0);
     s->head.cgraph = 0;
     s->index = -1;
+#ifdef PF_FILTER
+    s->is_before = 0;
+#endif
     pf_op_add(s, now, PF_OP_ENTER << 24, 0);
     return 0;
+}
+
+static __always_inline void pf_op_end(struct pf_slot *s, u64 now, u32 index)
+{
+    u32 step = index - s->index;
+    s->index = index;
+    pf_op_add(s, now, PF_OP_END << 24 | index, step <= PF_OPS_MAX_STEP ? step : 0);
+}
+
+/* The last operator that left no record, where what comes now begins when its barrier opens. */
+static __always_inline void pf_op_before(struct pf_slot *s)
+{
+#ifdef PF_FILTER
+    if (!s->is_before)
+        return;
+    s->is_before = 0;
+    s->passed--;
+    pf_op_end(s, s->before_ts, s->before);
+#endif
+}
+
+static __always_inline void pf_count_passed(struct pf_slot *s)
+{
+#ifdef PF_COUNT_PASSED
+    if (s->passed)
+        pf_count(PF_CNT_OP_PASSED, s->passed);
+    s->passed = 0;
+#endif
 }
 
 static __always_inline int pf_loop_leave(struct pt_regs *ctx)
@@ -80,8 +113,12 @@ static __always_inline int pf_loop_leave(struct pt_regs *ctx)
     struct pf_slot *s = pf_slot_get();
     if (!s)
         return 0;
-    pf_op_add(s, now, PF_OP_LEAVE << 24, PF_OPS_CODE_LEAVE);
-    pf_flush(s, PF_OPS_LAST);
+    if (!pf_is_aside(s)) {
+        pf_op_before(s);
+        pf_op_add(s, now, PF_OP_LEAVE << 24, PF_OPS_CODE_LEAVE);
+        pf_flush(s, PF_OPS_LAST);
+    }
+    pf_count_passed(s);
     return 0;
 }
 
@@ -92,17 +129,32 @@ static __always_inline int pf_loop_barrier(struct pt_regs *ctx, u32 index, u64 c
         return 0;
     u64 now = bpf_ktime_get_ns();
     struct pf_slot *s = pf_slot_get();
-    if (!s)
+    if (!s || pf_is_aside(s))
         return 0;
     if (s->head.cgraph != cgraph) {
         if (s->head.cgraph)
             pf_flush(s, 0);
         s->head.cgraph = cgraph;
+#ifdef PF_FILTER
+        pf_filter_load(s, cgraph);
+#endif
     }
     index &= 0xffffff;
-    u32 step = index - s->index;
-    s->index = index;
-    pf_op_add(s, now, PF_OP_END << 24 | index, step <= PF_OPS_MAX_STEP ? step : 0);
+#ifdef PF_FILTER
+    if (!pf_is_wanted(s, index - PF_LOOP_BIAS)) {
+        s->before_ts = now;
+        s->before = index;
+        s->is_before = 1;
+        s->passed++;
+        return 0;
+    }
+    pf_op_before(s);
+#endif
+    pf_op_end(s, now, index);
+#ifdef PF_MUL_MAT_ID
+    if (index >= s->ids_at)
+        expert_steps.call(ctx, 0);
+#endif
     return 0;
 }
 
@@ -116,8 +168,14 @@ static __always_inline int pf_op_begin(struct pt_regs *ctx, u64 tensor)
         return 0;
     u64 now = bpf_ktime_get_ns();
     struct pf_slot *s = pf_slot_get();
-    if (s)
-        pf_op_add(s, now, PF_OP_BEGIN << 24 | ((tensor >> 4) & 0xffffff), 0);
+    if (!s)
+        return 0;
+    u32 which = (tensor >> 4) & 0xffffff;
+    pf_op_add(s, now, PF_OP_BEGIN << 24 | which, 0);
+#ifdef PF_MUL_MAT_ID
+    if (which == s->ids_at)
+        expert_steps.call(ctx, 0);
+#endif
     return 0;
 }
 

@@ -35,17 +35,29 @@ struct pf_tally {
 #endif
 struct pf_slot {
     u32 index;           /* loop index of the last record; here, in the cache line of the head */
-    u32 pad;
+    u32 ids_at;          /* where in the graph expert ids are to be read next, or PF_NEVER */
     struct pf_ops head;  /* from here on as it is sent; capture/leftover.py knows the place */
     pf_op_record op[PF_OPS_PER_BATCH];
 #ifdef PF_COUNTERS
     struct pf_tally tally;
+#endif
+#ifdef PF_COUNT_PASSED /* filter.bpf.c */
+    u32 passed;          /* hits of this graph that left no record */
+    u32 caller;          /* the thread has begun graphs */
+#endif
+#ifdef PF_FILTER
+    u64 before_ts;       /* of the last one */
+    u32 before;          /* its loop index */
+    u32 is_before;       /* it is not recorded yet */
+    u64 filtered;        /* wanted[] is that of the graph at hand */
+    u64 wanted[PF_FILTER_WORDS];
 #endif
 };
 /* An array and not a hash: its lookup is inlined and takes some 50 ns less. A thread's
  * place follows from its tid; claims decides who has a place when two threads want the same. */
 BPF_ARRAY(slots, struct pf_slot, PF_MAX_THREADS);
 BPF_HASH(claims, u32, u32, PF_MAX_THREADS); /* place -> tid */
+#define PF_NEVER 0xffffffff
 #define PF_PLACES 8 /* tried for a thread, one after the other */
 
 static __always_inline void pf_count(u32 slot, u64 n)
@@ -112,6 +124,7 @@ static __always_inline struct pf_slot *pf_slot_new(u32 tid)
     }
     if (!s)
         return 0;
+    s->ids_at = PF_NEVER;
     s->head.h.tid = tid; /* from now on it is found */
 #ifdef PF_TASK_TGID
     u32 zero = 0;

@@ -554,6 +554,16 @@ class TraceBuilder:
         """A read that a thread handed to the block layer."""
         self.record(Kind.READ, tid, ts, struct.pack("<QQII", ino, offset, dev, size), flags)
 
+    def experts(
+        self, tid: int, ts: int, ids: Sequence[Sequence[int]], *, node: int, cgraph: int,
+        n_tokens: int | None = None, first: int = 0, ns: int = 400,
+    ) -> None:  # fmt: skip
+        """Experts of consecutive tokens, a row each."""
+        used, whole = len(ids[0]), len(ids) if n_tokens is None else n_tokens
+        body = struct.pack("<QIIIIII", cgraph, node, used, whole, first, len(ids), ns)
+        flat = [expert for row in ids for expert in row]
+        self.record(Kind.EXPERTS, tid, ts, body + struct.pack(f"<{len(flat)}i", *flat))
+
     def _counts(self, tid: int, seq: int, times: list[int]) -> None:
         """The COUNTS record of a batch."""
         assert self.counting is not None

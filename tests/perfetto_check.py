@@ -32,6 +32,13 @@ class Slice:
 
 
 @dataclass(frozen=True)
+class Flow:
+    id: int
+    source: Slice
+    target: Slice
+
+
+@dataclass(frozen=True)
 class Instant:
     track: int
     name: str
@@ -46,6 +53,7 @@ class Report:
     tracks: dict[int, Any] = field(default_factory=dict)
     slices: list[Slice] = field(default_factory=list)
     instants: list[Instant] = field(default_factory=list)
+    flows: list[Flow] = field(default_factory=list)
     counters: dict[int, list[tuple[int, float]]] = field(default_factory=dict)
     attributes: dict[str, str | int] = field(default_factory=dict)
     clocks: dict[int, int] = field(default_factory=dict)
@@ -99,7 +107,10 @@ class _Sequence:
 def check(data: bytes) -> Report:
     report = Report()
     sequences: dict[int, _Sequence] = {}
-    stacks: dict[int, list[tuple[int, str, str, dict[str, Any]]]] = {}
+    stacks: dict[int, list[tuple[int, str, str, dict[str, Any], Any]]] = {}
+    leaves: dict[int, Slice] = {}  # flow -> the slice that it comes from, once that has ended
+    enters: dict[int, Slice] = {}
+    open_flows: set[int] = set()
     last: dict[int, int] = {}
     count: Counter[str] = Counter()
 
@@ -174,19 +185,31 @@ def check(data: bytes) -> Report:
         if event.type == pb.TrackEvent.TYPE_SLICE_BEGIN:
             if not name:
                 problem("slice without a name")
-            stack.append((ts, name, category, args))
+            for flow in event.terminating_flow_ids:
+                if flow not in open_flows:
+                    problem(f"flow ends that did not begin: {flow}")
+                open_flows.discard(flow)
+            for flow in event.flow_ids:
+                if flow in open_flows or flow in leaves:
+                    problem(f"flow begins twice: {flow}")
+                open_flows.add(flow)
+            stack.append((ts, name, category, args, event))
         elif event.type == pb.TrackEvent.TYPE_SLICE_END:
             if not stack:
                 problem("unbalanced: an end without a begin")
                 continue
-            begin, name, category, args = stack.pop()
+            begin, name, category, args, opened = stack.pop()
             parent = stack[-1][1] if stack else ""
-            report.slices.append(
-                Slice(uuid, name, category, begin, ts - begin, len(stack), parent, args)
-            )
+            done = Slice(uuid, name, category, begin, ts - begin, len(stack), parent, args)
+            report.slices.append(done)
+            leaves |= dict.fromkeys(opened.flow_ids, done)
+            enters |= dict.fromkeys(opened.terminating_flow_ids, done)
         elif event.type == pb.TrackEvent.TYPE_INSTANT:
             report.instants.append(Instant(uuid, name, ts, args))
         elif event.type == pb.TrackEvent.TYPE_COUNTER:
+            value_set = event.HasField("counter_value") + event.HasField("double_counter_value")
+            if value_set != 1 or event.double_counter_value != event.double_counter_value:
+                problem(f"a counter without one value: {uuid}")
             if not report.tracks[uuid].HasField("counter"):
                 problem(f"a value on a track that is no counter: {uuid}")
             value = (
@@ -200,6 +223,9 @@ def check(data: bytes) -> Report:
     for uuid, stack in stacks.items():
         if stack:
             report.problems.append(f"unbalanced: {len(stack)} slices left open on track {uuid}")
+    if open_flows:
+        report.problems.append(f"flows without an end: {len(open_flows)}")
+    report.flows = [Flow(i, s, enters[i]) for i, s in leaves.items() if i in enters]
     report.problems += [f"and {n - 20} more: {k}" for k, n in count.items() if n > 20]
     return report
 
@@ -219,7 +245,7 @@ def main(paths: list[str]) -> int:
         print(
             f"{path}: {report.packets} packets, {len(report.tracks)} tracks, "
             f"{len(report.slices)} slices, {len(report.instants)} instants, "
-            f"{values} counter values, {len(report.problems)} problems"
+            f"{values} counter values, {len(report.flows)} flows, {len(report.problems)} problems"
         )
         bad |= bool(report.problems)
     return bad

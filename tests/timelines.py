@@ -1,7 +1,8 @@
 """Timelines for the tests of the Perfetto export: tables in a few lines, any size.
 
 ``synthetic`` makes a run of one prefill and many decode steps on a made-up model, with every
-time distinct enough to be recognised; ``python tests/timelines.py N`` measures an export of it.
+time distinct enough to be recognised; ``python tests/timelines.py N [COUNTER...]`` measures an
+export of it.
 """
 
 from __future__ import annotations
@@ -9,7 +10,8 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from profinfer.render.timeline import Recording, Timeline
+from profinfer.model.counts import Counter
+from profinfer.render.timeline import OpCounts, Recording, Timeline
 
 PID, WORKER = 4000, 4001
 START = 1_000_000_000_000
@@ -59,11 +61,17 @@ def nodes(n: int, definitions: int = 1) -> pd.DataFrame:
 
 
 def synthetic(
-    tokens: int = 5, n_nodes: int = 12, threads: int = 2, seed: int = 0, start: int = START
+    tokens: int = 5,
+    n_nodes: int = 12,
+    threads: int = 2,
+    seed: int = 0,
+    start: int = START,
+    counters: tuple[str, ...] = (),
 ) -> Timeline:
     """One prefill of 4 tokens, then ``tokens - 1`` decode steps, one graph each.
 
-    Every RMS_NORM runs fused with the MUL after it. Thread 0 owns the graphs.
+    Every RMS_NORM runs fused with the MUL after it. Thread 0 owns the graphs. Of the counters,
+    the k-th counts k + 2 times the nanoseconds that an operator computes.
     """
     rng = np.random.default_rng(seed)
     table = nodes(n_nodes)
@@ -180,12 +188,21 @@ def synthetic(
             "first_ns": start + np.arange(threads),
         }
     )
+    counted = None
+    if counters:
+        spent = (ops.end_ns - ops.begin_ns).to_numpy(np.float64)
+        counted = OpCounts(
+            tuple(Counter(name=name) for name in counters),
+            spent[:, None] * (2.0 + np.arange(len(counters))),
+            ops.begin_ns.to_numpy(),
+        )
     return Timeline(
-        calls, samples, splits, graphs, table, ops, thread_table, generations, RECORDING
-    )
+        calls, samples, splits, graphs, table, ops, thread_table, generations, RECORDING,
+        counted=counted,
+    )  # fmt: skip
 
 
-def main(slices: int) -> None:
+def main(slices: int, *counters: str) -> None:
     """Export about ``slices`` slices to a scratch file; print speed and peak memory."""
     import resource
     import tempfile
@@ -198,7 +215,7 @@ def main(slices: int) -> None:
 
     threads, n_nodes = 2, 700
     tokens = max(2, slices // (threads * (n_nodes // 2) * 3 // 2))
-    timeline = synthetic(tokens, n_nodes, threads)
+    timeline = synthetic(tokens, n_nodes, threads, counters=counters)
     tables = sum(t.memory_usage(deep=True).sum() for t in (timeline.ops, timeline.graphs)) / 2**20
     before = peak()
     with tempfile.TemporaryFile() as out:
@@ -216,4 +233,4 @@ def main(slices: int) -> None:
 if __name__ == "__main__":
     import sys
 
-    main(int(sys.argv[1]))
+    main(int(sys.argv[1]), *sys.argv[2:])

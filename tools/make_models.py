@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """Write the tiny GGUF models of the tests: real architectures, random weights, about 1 MB each.
 
-    python tools/make_models.py DIR        # writes DIR/tiny-*.gguf, the same bytes every time
+    python tools/make_models.py DIR           # writes DIR/tiny-*.gguf, the same bytes every time
+    python tools/make_models.py DIR --large   # writes DIR/moe-64.gguf, 200 MB, for an example
 
 Dense models are of the llama architecture, MoE models of qwen2moe (8 experts, 2 used, and a
 shared expert). The tokenizer is a working SentencePiece-style one with byte fall-back, so any
@@ -43,6 +44,9 @@ class Spec:
     experts_used: int = 0
     expert_ff: int = 0
     shared_ff: int = 0
+    liking: float = (
+        0.0  # how much longer the router's vector of the first expert is than the last's
+    )
 
 
 _F16 = (GGMLQuantizationType.F16, LlamaFileType.MOSTLY_F16)
@@ -68,6 +72,14 @@ SPECS: tuple[Spec, ...] = (
     _moe("tiny-moe", _F16),
     _moe("tiny-moe-q4_0", _Q4_0),
 )
+
+# Its router likes some experts more than others, as those of trained models do.
+LARGE: tuple[Spec, ...] = (
+    Spec(
+        "moe-64", "qwen2moe", *_F16, layers=4, seed=4, embd=256, ff=512, experts=64,
+        experts_used=4, expert_ff=512, shared_ff=256, liking=3.0,
+    ),
+)  # fmt: skip
 
 
 def vocabulary() -> tuple[list[str], list[float], list[int], int]:
@@ -155,8 +167,12 @@ def _tensors(spec: Spec, vocab: int, printable: int) -> dict[str, np.ndarray]:
         }
         if spec.experts:
             n, ff, shared = spec.experts, spec.expert_ff, spec.shared_ff
+            router = weights.matrix(n, embd)
+            if spec.liking:
+                length = np.float32(1) + np.float32(spec.liking) / np.arange(1, n + 1, dtype="f4")
+                router *= length[:, None]
             block |= {
-                "ffn_gate_inp": weights.matrix(n, embd),
+                "ffn_gate_inp": router,
                 "ffn_gate_exps": weights.matrix(n, ff, embd),
                 "ffn_up_exps": weights.matrix(n, ff, embd),
                 "ffn_down_exps": weights.matrix(n, embd, ff),
@@ -197,9 +213,11 @@ def main() -> int:
     """Command line."""
     parser = argparse.ArgumentParser(description="Write the tiny GGUF models of the tests.")
     parser.add_argument("folder", type=Path)
-    folder = parser.parse_args().folder
+    parser.add_argument("--large", action="store_true", help="the model of an example instead")
+    asked = parser.parse_args()
+    folder = asked.folder
     folder.mkdir(parents=True, exist_ok=True)
-    for spec in SPECS:
+    for spec in LARGE if asked.large else SPECS:
         path = folder / f"{spec.name}.gguf"
         write_model(spec, path)
         print(f"  {path} ({path.stat().st_size / 1e6:.1f} MB)")

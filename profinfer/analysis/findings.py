@@ -8,7 +8,13 @@ from __future__ import annotations
 
 import pandas as pd
 
-from profinfer.analysis import memoryfindings, prefillfindings, schedfindings, stepfindings
+from profinfer.analysis import (
+    expertfindings,
+    memoryfindings,
+    prefillfindings,
+    schedfindings,
+    stepfindings,
+)
 from profinfer.analysis.bandwidth import bandwidth_wall
 from profinfer.analysis.explanations import EXPLANATIONS
 from profinfer.analysis.finding import Finding, as_notes, ranked
@@ -50,6 +56,7 @@ def findings(trace: Trace, selection: Selection) -> list[Finding]:
         [
             *schedfindings.findings(Scope(trace, selection)),
             *memoryfindings.findings(trace),
+            *expertfindings.findings(trace, selection),
             *([wall] if wall is not None else []),
             *stepfindings.findings(trace),
             *prefillfindings.findings(trace),

@@ -52,6 +52,21 @@ def sampled(trace: Trace, selection: Selection) -> list[Note]:
     return [Note("info", text)]
 
 
+def narrowed(trace: Trace) -> list[Note]:
+    """What record --ops, --layers and --threads left out."""
+    out = []
+    if trace.narrowed.by_node:
+        text = f"only {trace.narrowed.text} were recorded: shares are of these"
+        out.append(Note("info", text))
+    if trace.narrowed.main:
+        text = (
+            "only the thread that begins a graph left records of operators: its waits for the "
+            "others count as computing"
+        )
+        out.append(Note("info", text))
+    return out
+
+
 def cut(shown: int, rows: int) -> list[Note]:
     """How many rows a view leaves out, slowest first, or nothing."""
     return [Note("info", f"the {shown} slowest of {rows:,}; more: --top N")] if shown < rows else []
@@ -63,4 +78,5 @@ def of(trace: Trace, selection: Selection) -> tuple[Note, ...]:
         *losses(trace),
         *incomplete(trace, selection),
         *sampled(trace, selection),
+        *narrowed(trace),
     )

@@ -34,6 +34,9 @@ def estimated_share(trace: Trace) -> float | None:
     ids = np.concatenate([t["graph_id"].to_numpy() for t in (trace.ops, trace.empty_ops)])
     per_graph = np.bincount(ids, minlength=len(graphs))
     hits = float((per_graph / threads.to_numpy()).sum())
+    if trace.narrowed and trace.hits_passed:
+        # Those without a record are known as a sum over all threads.
+        hits = (len(ids) + trace.hits_passed) / max(float(graphs["n_threads"].mean()), 1.0)
     if plan.ops.mode == "pair":
         hits *= 2
     # Entering and leaving the loop, and begin and end of graphs, splits, calls and samples.

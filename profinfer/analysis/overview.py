@@ -51,7 +51,8 @@ def overview(trace: Trace) -> Result:
     first = latency.time_to_first_token(trace)
     step = latency.time_per_output_token(trace)
     speeds = {s.phase: s for s in latency.speeds(trace)}
-    lost = sum(n for k, n in trace.losses.items() if k.startswith("lost_") and k != "lost_ops")
+    lost = sum(n for k, n in trace.losses.items() if k.startswith("lost_")
+               and k not in ("lost_ops", "lost_experts"))  # fmt: skip
     engine = " ".join(filter(None, [meta.engine.name, meta.engine.version])) or None
     real = calls[(calls["phase"] != "warmup").to_numpy()]
     wall = int(real["end_ns"].max() - real["begin_ns"].min()) if len(real) else None
@@ -191,11 +192,14 @@ def ledger(trace: Trace, selection: Selection) -> Result:
     passed = inside.graphs[empty["graph_id"].to_numpy()]
     barriers = int((empty["release_ns"] - empty["begin_ns"]).to_numpy()[passed].sum())
     rows: list[tuple[str, str, int]] = []
+    rest = "graphs: threads starting and leaving"
+    if trace.narrowed.by_node:
+        rest = "graphs: operators that were not recorded"
     if sums and len(mine):
         rows += [
             ("compute", "operators: computing (mean over threads)", compute),
             ("wait", "operators: waiting for other threads", whole - compute),
-            ("gaps", "graphs: threads starting and leaving", in_graphs - ops - barriers),
+            ("gaps", rest, in_graphs - ops - barriers),
         ]
         if barriers:
             rows.insert(2, ("empty", "graphs: barriers after empty nodes (views)", barriers))

@@ -20,6 +20,7 @@ Unit = Literal[
     "flop_per_s",
     "flop_per_byte",
     "per_cycle",
+    "number",
     "text",
     "id",
 ]
@@ -35,7 +36,7 @@ class Column:
         title: what a person reads above it.
         unit: of the stored value: integer or float nanoseconds, bytes, a count, a ratio where 1.0
             is the whole, something per second, bytes or operations per second, operations per byte,
-            something per cycle, text, or an id.
+            something per cycle, a bare number, text, or an id.
         description: one sentence; what exactly is meant.
         detail: for machines and wide terminals only.
         bar: the renderer may draw the ratio as a bar.

@@ -6,7 +6,7 @@ nodes. Must not import rich or anything above.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -108,6 +108,31 @@ def per_execution(trace: Trace) -> tuple[Work, F64]:
     return work, reads
 
 
+def _with_experts(
+    trace: Trace, selection: Selection, one: Work, calls: npt.NDArray[np.int64]
+) -> Work:
+    """The weights that MUL_MAT_ID really read: of the distinct experts of each graph, in the mean.
+
+    Exact where the router's choices of all its executions are known; else it stays the most that
+    can be.
+    """
+    table, places = trace.experts, trace.expert_places
+    table = table[selection.graphs[table["graph_id"].to_numpy()]]
+    if not len(table):
+        return one
+    seen = table[["graph_id", "node_id", "expert"]].drop_duplicates()
+    distinct = seen.groupby("node_id").size().reindex(places.place, fill_value=0).to_numpy()
+    graphs = seen.drop_duplicates(["graph_id", "node_id"]).groupby("node_id").size()
+    graphs = graphs.reindex(places.place, fill_value=0).to_numpy()
+    most = np.minimum(places.n_used * places.rows, places.n_experts)
+    known = (graphs > 0) & (graphs >= calls[places.node]) & (most > 0)
+    node = places.node[known]
+    weights, at_most = one.weights.copy(), one.at_most.copy()
+    weights[node] *= distinct[known] / graphs[known] / most[known]
+    at_most[node] = 0
+    return replace(one, weights=weights, at_most=at_most)
+
+
 def executed(trace: Trace, selection: Selection) -> Work:
     """Work of all selected executions of each node.
 
@@ -116,6 +141,7 @@ def executed(trace: Trace, selection: Selection) -> Work:
     """
     one, reads = per_execution(trace)
     sums = trace.sums(selection)
+    one = _with_experts(trace, selection, one, sums.calls)
     calls = sums.calls.astype(np.float64)
     total = {
         name: np.where(calls > 0, getattr(one, name) * calls, 0.0)

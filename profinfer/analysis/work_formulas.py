@@ -218,7 +218,7 @@ def experts_used(case: Case) -> F64:
     """``ggml_mul_mat_id``: of a {K, M, experts} at most used x tokens experts; b; ids c.
 
     Exact for one token, since its experts differ. For more tokens it is the most that can be
-    touched: the numbers of the experts are data, and not recorded.
+    touched; where the recording has the router's choices, ``work`` puts in what was.
     """
     out = case.size[:, 1:].copy()
     share = case.count(C) / np.maximum(case.ne(A, 2), 1)

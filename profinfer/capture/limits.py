@@ -109,7 +109,7 @@ def _groups(pid: int, proc: Path) -> tuple[CpuGroup | None, str | None]:
     mounts = list(_mounts(proc))
     tightest: CpuGroup | None = None
     cpuset: str | None = None
-    for line in (proc / str(pid) / "cgroup").read_text().splitlines():
+    for line in (proc / str(pid) / "cgroup").read_text(errors="surrogateescape").splitlines():
         number, controllers, path = line.split(":", 2)
         version = 2 if number == "0" and not controllers else 1
         names = set(controllers.split(",")) if version == 1 else {"cpu", "cpuset"}
@@ -137,7 +137,7 @@ def _share(group: CpuGroup) -> float:
 
 def _mounts(proc: Path) -> Iterator[tuple[Path, str, set[str] | None]]:
     """Mount point, root, and controllers (None for version 2) of every cgroup file system."""
-    for line in (proc / "self/mountinfo").read_text().splitlines():
+    for line in (proc / "self/mountinfo").read_text(errors="surrogateescape").splitlines():
         before, _, after = line.partition(" - ")
         fields, kind = before.split(), after.split()
         if kind[:1] == ["cgroup2"]:

@@ -17,6 +17,7 @@ from profinfer.capture.sched import Scheduler
 from profinfer.capture.source import Source, build_source, headers_folder
 from profinfer.capture.uprobes import AttachError, Method, close_together
 from profinfer.capture.wanted import Wanted
+from profinfer.probes.experts import no_experts
 from profinfer.probes.plan import ProbePlan
 from profinfer.tracefile.schema import (
     CNT_COUNT,
@@ -53,6 +54,9 @@ class Probing:
         paused: record nothing until ``resume``; for a process that runs while probes are attached.
         counters: what threads are to count at their operators; what this machine does not count is
             left out and is in ``opened.refused``.
+
+    Attributes:
+        no_experts: why it is not read which experts tokens are routed to, None if it is.
     """
 
     def __init__(
@@ -75,7 +79,10 @@ class Probing:
             steps=wanted.steps,
             memory=self.memory.definitions,
             counters=len(self.opened.counters),
+            only=wanted.only,
+            experts=wanted.experts,
         )
+        self.no_experts = no_experts(plan) if wanted.experts else "--no-experts"
         try:
             self._set_up(source, pid, paused, None)
         except AttachError:
@@ -158,6 +165,15 @@ class Probing:
             plan["ops"]["hit_ns"] = self.hit_cost.ns
             plan["ops"]["hit_evidence"] = f"measured on {self.hit_cost.insn} in libc"
         return plan
+
+    def parts_json(self) -> dict[str, Any]:
+        """What is recorded beside the plan's probes, and why not, for the trace's metadata."""
+        why = self.no_experts
+        return {
+            "sched": self.sched.to_json(),
+            "memory": self.memory.to_json(),
+            "experts": {"recorded": why is None} | ({} if why is None else {"why": why}),
+        }
 
     def drain(self, sink: Sink) -> int:
         """Hand what the ring holds to ``sink``; returns the bytes."""

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from profinfer.tracefile.schema import (
     CNT_CALL_NS,
+    CNT_OP_PASSED,
     CNT_OP_RECORDS,
     CNT_SENT,
     CNT_STEP_NS,
@@ -28,7 +29,7 @@ class Reading:
     Attributes:
         call_ns: time in calls that have ended.
         steps: decode steps, and step_ns: the time of their calls.
-        hits: operator records, all threads.
+        hits: at operators, all threads, recorded or left out.
         marks: begins and ends of calls, samples, splits and graphs.
         graphs: graphs begun, and threads: their threads, summed.
     """
@@ -48,7 +49,7 @@ class Reading:
             call_ns=counters[CNT_CALL_NS],
             steps=counters[CNT_STEPS],
             step_ns=counters[CNT_STEP_NS],
-            hits=counters[CNT_OP_RECORDS],
+            hits=counters[CNT_OP_RECORDS] + counters[CNT_OP_PASSED],
             marks=sum(counters[CNT_SENT + Kind.CALL_BEGIN : CNT_SENT + Kind.GRAPH_END + 1]),
             graphs=counters[CNT_SENT + Kind.GRAPH_BEGIN],
             threads=counters[CNT_THREADS],

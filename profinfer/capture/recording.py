@@ -254,10 +254,7 @@ class Recording:
         probing = Probing(plan, self._target.pid, self._wanted)
         self._use(probing)
         told = {"engine": plan.engine_json(), "plan": probing.plan_json()}
-        self._json(
-            ChunkKind.UPDATE,
-            {**told, "sched": probing.sched.to_json(), "memory": probing.memory.to_json()},
-        )
+        self._json(ChunkKind.UPDATE, {**told, **probing.parts_json()})
         if self._other_engines:
             self._note("other engines", paths=list(self._other_engines))
 
@@ -349,8 +346,9 @@ class Recording:
         """Where the engine's files lie in the target, to name function pointers later."""
         self._mapped = True
         maps = []
+        listed = Path(f"/proc/{self._target.pid}/maps")
         with contextlib.suppress(OSError):
-            for line in Path(f"/proc/{self._target.pid}/maps").read_text().splitlines():
+            for line in listed.read_text(errors="surrogateescape").splitlines():
                 parts = line.split(maxsplit=5)
                 if len(parts) == 6 and "x" in parts[1] and parts[5].startswith("/"):
                     start, end = (int(x, 16) for x in parts[0].split("-"))

@@ -50,7 +50,7 @@ class Residence:
             _, resident, shared = map(int, (self._proc / "statm").read_text().split()[:3])
             if not resident:
                 return None  # it has ended, and nobody has waited for it yet
-            stat = (self._proc / "stat").read_text().rpartition(")")[2].split()
+            stat = (self._proc / "stat").read_text(errors="replace").rpartition(")")[2].split()
             out = {"rss": resident * _PAGE, "file": shared * _PAGE}
             out |= {"minor": int(stat[7]), "major": int(stat[9])}
         except (OSError, ValueError):
@@ -70,7 +70,7 @@ class Residence:
         now: list[tuple[int, int]] = []
         seen: set[tuple[int, int, int, str]] = set()
         with contextlib.suppress(OSError):
-            for line in (self._proc / "maps").read_text().splitlines():
+            for line in (self._proc / "maps").read_text(errors="surrogateescape").splitlines():
                 parts = line.split(maxsplit=5)
                 start, end = (int(x, 16) for x in parts[0].split("-"))
                 now.append((start, end))
@@ -106,7 +106,7 @@ class Residence:
         """The lowest memory limit of the process's cgroup and those around it."""
         found: list[tuple[int, str]] = []
         with contextlib.suppress(OSError, ValueError):
-            for line in (self._proc / "cgroup").read_text().splitlines():
+            for line in (self._proc / "cgroup").read_text(errors="surrogateescape").splitlines():
                 _, controllers, group = line.split(":", 2)
                 if "memory" in controllers.split(","):
                     places = [(Path(_V1_MOUNT), "memory.limit_in_bytes")]

@@ -176,6 +176,7 @@ def _create(
         plan=Plan.from_json(probing.plan_json()) if probing else Plan(level=options.level),
         sched=Sched.from_json(probing.sched.to_json()) if probing else Sched(),
         memory=probing.memory.to_json() if probing else {},
+        experts=probing.parts_json()["experts"] if probing else {},
         ring_bytes=options.wanted.ring_bytes,
         options=options.shown,
     )

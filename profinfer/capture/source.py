@@ -11,9 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from profinfer.capture.kernelmap import possible_cpus
+from profinfer.capture.only import EVERYTHING, Only
 from profinfer.capture.steps import Steps
 from profinfer.capture.uprobes import AttachPoint
 from profinfer.errors import EnvironmentProblem
+from profinfer.probes.experts import EXPERTS_OP, IDS_SOURCE, ids_type, no_experts
 from profinfer.probes.operator_site import Location
 from profinfer.probes.plan import Probe, ProbePlan
 
@@ -171,6 +173,24 @@ def _definitions(plan: ProbePlan, ring_bytes: int) -> dict[str, int]:
     return values
 
 
+def _routing(plan: ProbePlan) -> dict[str, int]:
+    """What reading the router's choice needs; nothing where ``probes.experts`` says why not."""
+    layout = plan.layout
+    if layout is None or no_experts(plan) is not None:
+        return {}
+    values = {
+        "PF_MUL_MAT_ID": plan.facts.ops.index(EXPERTS_OP),
+        "PF_TYPE_I32": ids_type(plan.facts) or 0,
+        "PF_OPS_BIAS": plan.ops.bias,
+        "PF_TENSOR_IDS": layout.tensor["src"] + 8 * IDS_SOURCE,
+    }
+    fields = ("type", "ne", "nb", "op", "flags", "data")
+    values |= {f"PF_TENSOR_{name.upper()}": layout.tensor[name] for name in fields}
+    if "compute" in layout.flags:
+        values["PF_FLAG_COMPUTE"] = layout.flags["compute"]
+    return values
+
+
 def build_source(
     plan: ProbePlan,
     *,
@@ -179,6 +199,8 @@ def build_source(
     steps: Steps | None = None,
     memory: dict[str, int] | None = None,
     counters: int = 0,
+    only: Only = EVERYTHING,
+    experts: bool = True,
 ) -> Source:
     """Put the program of a plan together.
 
@@ -189,6 +211,11 @@ def build_source(
         steps: decode steps that operators are wanted of, None for all that runs.
         memory: the kernel's layouts for page faults and reads, None to leave these out.
         counters: counters read at each operator record; with none, nothing of it is compiled.
+        only: operators and threads to leave records of.
+        experts: read which experts tokens are routed to, where the plan allows it.
+
+    Raises:
+        TargetError: the engine cannot be narrowed to these operators.
     """
     folder = bpf_folder()
     machine = plan.images[0].elf.machine
@@ -199,10 +226,13 @@ def build_source(
     files += [f"{n}.bpf.c" for n in ("calibrate", "gate", "batch", "calls")]
     if any(role.startswith("request.") for role in roles):
         files.append("server.bpf.c")
+    routing = _routing(plan) if experts else {}
+    files += ["routes.bpf.c"] if routing else []
     if walks or any(role.startswith("op.") for role in roles):
-        files.append("ops.bpf.c")
+        files += ["filter.bpf.c", "ops.bpf.c"]
     if walks:
         files.append("graph.bpf.c")
+    files += ["experts.bpf.c"] if routing else []
     if sched:
         files.append("sched.bpf.c")
     if memory:
@@ -221,7 +251,8 @@ def build_source(
         body = _handler(probe, entry_id, machine)
         text.append(f"int {name}(struct pt_regs *ctx) {{ return {body}; }}")
         points.append(AttachPoint(name, probe.path, probe.offset, probe.kind == "uretprobe"))
-    values = _definitions(plan, ring_bytes) | (sched or {}) | (memory or {})
+    values: dict[str, int | str] = {**_definitions(plan, ring_bytes), **only.definitions(plan)}
+    values |= routing | (sched or {}) | (memory or {})
     values |= steps.definitions if steps else {}
     if counters:
         values |= {"PF_COUNTERS": counters, "PF_CPUS": possible_cpus()}
@@ -229,4 +260,6 @@ def build_source(
     tail_calls = {"batch_steps": "pf_batch_step"}
     if walks:
         tail_calls["steps"] = "pf_walk_step"
+    if routing:
+        tail_calls |= {"route_steps": "pf_route_step", "expert_steps": "pf_expert_step"}
     return Source("\n".join(text) + "\n", flags, points, tail_calls)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from profinfer.capture.counters import Counter
+from profinfer.capture.only import EVERYTHING, Only
 from profinfer.capture.steps import Steps
 
 
@@ -18,6 +19,8 @@ class Wanted:
         steps: decode steps that operators are recorded in, None for everything.
         faults: page faults and reads, where the kernel lets us.
         counters: what is counted at each operator.
+        only: operators and threads that it is narrowed to.
+        experts: which experts tokens are routed to, where the engine lets us.
     """
 
     ring_bytes: int
@@ -25,3 +28,5 @@ class Wanted:
     steps: Steps | None = None
     faults: bool = True
     counters: tuple[Counter, ...] = ()
+    only: Only = EVERYTHING
+    experts: bool = True

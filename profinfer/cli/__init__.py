@@ -23,6 +23,8 @@ VERBS = {
     "top": "Watch a program while it runs.",
     "report": "Print what a trace says.",
     "export": "Write a timeline that ui.perfetto.dev opens.",
+    "view": "Show the timeline at ui.perfetto.dev, in your browser.",
+    "graph": "Show the graph of operators: layers, critical path, a drawing.",
     "info": "Print where, when and how a trace was recorded.",
     "dump": "Print the raw records of a trace, one a line.",
     "probes": "Show which probes a program would get, and why.",

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from profinfer.tracefile.reader import TraceReader
 
 _KINDS = """CALL_BEGIN CALL_END SAMPLE_BEGIN SAMPLE_END SPLIT_BEGIN SPLIT_END GRAPH_BEGIN GRAPH_END
-OPS PTRS TENSOR BUFFER THREAD WARMUP SEQS SCHED FAULT READ REQUEST
-UPDATE LOSS NOTE TRAILER""".split()
+OPS PTRS TENSOR BUFFER THREAD WARMUP SEQS SCHED COUNTS FAULT READ EXPERTS REQUEST UPDATE LOSS NOTE
+TRAILER""".split()
 _HEX = {"ctx", "backend", "cgraph", "get_name", "addr", "data", "buffer", "view_src", "last"}
 _HIDDEN = {"kind", "flags", "tid", "ts", "pad"}
 # Names of flag bits, by kind.
@@ -148,6 +148,8 @@ def _rows(reader: TraceReader, kind: Any, with_ops: bool) -> Callable[[int], Rec
         rows, decode = reader.buffers().rows, _buffer_decoder(reader)
     elif kind is Kind.COUNTS:
         rows, decode = reader.counts().heads, _counts_decoder(reader)
+    elif kind is Kind.EXPERTS:
+        rows, decode = reader.experts().heads, _experts_decoder(reader)
     else:
         rows = reader.fixed(kind).rows
     coming = iter(rows)
@@ -205,6 +207,21 @@ def _counts_decoder(reader: TraceReader) -> Callable[[Any], dict[str, Any]]:
         named = dict(zip([*names, *map(str, range(len(names), k))], columns, strict=False))
         times = {name: row[name][:k].tolist() for name in ("enabled", "running")}
         return {"seq": int(row["seq"]), "n": int(row["n"]), **times, "values": named}
+
+    return decode
+
+
+def _experts_decoder(reader: TraceReader) -> Callable[[Any], dict[str, Any]]:
+    """Decodes EXPERTS records, which must come in order: the ids of each token."""
+    ids = reader.experts().ids
+    at = 0
+
+    def decode(row: Any) -> dict[str, Any]:
+        nonlocal at
+        n, used = int(row["n"]), int(row["n_used"])
+        mine = ids[at : at + n * used].reshape(n, used)
+        at += n * used
+        return {**_fields(row), "ids": mine.tolist()}
 
     return decode
 

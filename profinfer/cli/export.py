@@ -10,33 +10,14 @@ import errno
 import os
 import stat
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import click
 
 from profinfer.cli import options as shared
+from profinfer.cli.timelineoptions import ExportOptions, timeline_options
 from profinfer.errors import ProfinferError, UsageProblem
-
-
-@dataclass(frozen=True)
-class ExportOptions:
-    """What the user asked for.
-
-    Attributes:
-        trace: the recording.
-        output: where the timeline goes.
-        force: overwrite it.
-        phase: only calls of this phase; "all" for everything, warm-up included.
-        tokens: only decode steps whose index lies in [a, b).
-    """
-
-    trace: Path
-    output: Path
-    force: bool
-    phase: str
-    tokens: tuple[int, int] | None
 
 
 def _is_plain(options: ExportOptions) -> bool:
@@ -104,51 +85,20 @@ def export(options: ExportOptions) -> None:
         ProfinferError: the trace cannot be read, nothing is selected, or the file cannot be
             written.
     """
-    from profinfer.model.trace import Trace
+    from profinfer.cli.timelines import chosen
     from profinfer.render.perfetto import write
-    from profinfer.render.timeline import Timeline
     from profinfer.units import format_bytes
 
     plain = _is_plain(options)  # before the work
-    trace = Trace.open(options.trace)
-    selection = None
-    phase = None if options.phase == "all" else options.phase
-    if phase is not None or options.tokens is not None:
-        selection = trace.select(phase=phase, tokens=options.tokens, unsampled=True)
-        if selection.empty:
-            raise UsageProblem(
-                f"nothing to export: {options.trace} has no such calls ({selection.description})",
-                f"profinfer report {options.trace}, to see what there is",
-            )
-    timeline = Timeline.of_trace(trace, selection)
-    if timeline.empty and trace.meta.nothing_probed:
-        raise ProfinferError(
-            f"nothing to export: {options.trace} holds no call and no graph: {shared.NO_ENGINE}",
-            "record it again, until the program has generated something",
-        )
-    if timeline.empty:
-        raise ProfinferError(
-            f"nothing to export: {options.trace} holds no call and no graph",
-            f"profinfer info {options.trace}, to see how it was recorded",
-        )
+    wanted = chosen(options)
     with _create(options.output, plain) as out:
-        written = write(timeline, out)
-
-    def say(text: str) -> None:
-        click.echo(text, err=True)
-
-    for problem in trace.problems:
-        say(f"warning: {problem}")
-    if timeline.recording.losses:
-        lost = ", ".join(f"{name} {n:,}" for name, n in timeline.recording.losses.items())
-        say(f"warning: the recording is not whole: {lost}")
-    if written.orphans:
-        say(f"warning: {written.orphans:,} operators of unknown graphs were left out")
-    if written.adjusted:
-        say(f"note: {written.adjusted:,} slices were cut to fit into the slice around them")
-    say(
+        written = write(wanted.timeline, out)
+    for line in (*wanted.said, *wanted.about(written)):
+        click.echo(line, err=True)
+    click.echo(
         f"Wrote {options.output} ({written.slices:,} slices, {format_bytes(written.bytes)}): "
-        "open it at ui.perfetto.dev"
+        "open it at ui.perfetto.dev",
+        err=True,
     )
 
 
@@ -173,14 +123,7 @@ def _tables(path: Path, folder: Path, form: str, force: bool) -> None:
     help="Where to write; default: the trace's name with .pftrace.",
 )
 @click.option("-f", "--force", is_flag=True, help="Overwrite the output file.")
-@click.option(
-    "--phase",
-    type=click.Choice(shared.PHASES),
-    default="all",
-    show_default=True,
-    help="Only calls of this phase.",
-)
-@shared.tokens_option
+@timeline_options
 @click.option(
     "--csv",
     "folder",
@@ -197,22 +140,22 @@ def command(
     trace: str,
     output: Path | None,
     force: bool,
-    phase: str,
-    tokens: tuple[int, int] | None,
     folder: Path | None,
     parquet: Path | None,
+    **asked: Any,
 ) -> None:
     """Write a timeline that ui.perfetto.dev opens, or the tables behind the reports.
 
     TRACE is a file that `profinfer record` wrote. The same trace always gives the same bytes.
     """
     path = Path(trace)
+    options = ExportOptions(path, output or path.with_suffix(".pftrace"), force, **asked)
     into = folder or parquet
     if into is not None:
         form = "csv" if folder is not None else "parquet"
         both = folder is not None and parquet is not None
-        if both or output is not None or tokens is not None or phase != "all":
+        if both or output is not None or options.narrowed:
             raise UsageProblem(f"--{form} writes every table whole", "leave out the other options")
         _tables(path, into, form, force)
         return
-    export(ExportOptions(path, output or path.with_suffix(".pftrace"), force, phase, tokens))
+    export(options)

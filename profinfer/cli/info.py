@@ -127,6 +127,10 @@ def _sections(reader: TraceReader) -> list[tuple[str, RenderableType]]:
     parts.append(("Lost", _pairs(lost or [("nothing", "")])))
     if memory := _memory(reader):
         parts.append(("Memory", _pairs(memory)))
+    if "recorded" in meta.experts:
+        why = f"not recorded: {meta.experts.get('why') or 'unknown'}"
+        said = "recorded, where a model has any" if meta.experts["recorded"] is True else why
+        parts.append(("Experts", _pairs([("ids", said)])))
     notes = [note for note in reader.notes if note.get("what") != "memory"]
     if notes:
         parts.append(("Notes", _pairs([(_when(n, meta), _note(n)) for n in notes])))

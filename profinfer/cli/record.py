@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from profinfer.cli.options import Span
-from profinfer.cli.recordargs import counters_of, ring_bytes_of, seconds_of, share_of
+from profinfer.cli.recordargs import counters_of, only_of, ring_bytes_of, seconds_of, share_of
 from profinfer.cli.recorded import finish
 from profinfer.errors import UsageProblem
 
@@ -44,6 +44,18 @@ if TYPE_CHECKING:
     default="op",
     show_default=True,
     help="How deep to look; each level includes those before it.",
+)
+@click.option("--ops", metavar="LIST", help="Record only operators of these types: MUL_MAT,ROPE.")
+@click.option(
+    "--layers", type=Span(), metavar="N|A:B", help="Record only operators of these layers."
+)
+@click.option(
+    "--threads",
+    type=click.Choice(["all", "main"]),
+    default="all",
+    show_default=True,
+    help="Threads to record operators of; 'main' are those that begin graphs, and their waits are "
+    "not told from computing then.",
 )
 @click.option(
     "--tokens",
@@ -113,6 +125,12 @@ if TYPE_CHECKING:
     help="Record page faults, the tensors that they hit, and what disks are made to read.",
 )
 @click.option(
+    "--experts/--no-experts",
+    default=True,
+    show_default=True,
+    help="Record which experts the tokens are routed to, if the model is a mixture of experts.",
+)
+@click.option(
     "--dry-run", is_flag=True, help="Set everything up, then stop before the target runs."
 )
 @click.option("--print-bpf", is_flag=True, help="Print the BPF program and stop.")
@@ -123,6 +141,9 @@ def command(
     output: Path,
     force: bool,
     level: str,
+    ops: str | None,
+    layers: tuple[int, int] | None,
+    threads: str,
     tokens: tuple[int, int] | None,
     every: int | None,
     max_overhead: str | None,
@@ -134,6 +155,7 @@ def command(
     progress: bool | None,
     sched: bool,
     faults: bool,
+    experts: bool,
     dry_run: bool,
     print_bpf: bool,
     command: tuple[str, ...],
@@ -174,6 +196,7 @@ def command(
             hint="leave out --level",
         )
     counted = counters_of(counters, preset, level)
+    only = only_of(ops, layers, threads, level, bool(counted))
     plan, options = prepare(
         pid,
         command,
@@ -183,7 +206,7 @@ def command(
             output=output,
             force=force,
             level=level,
-            wanted=Wanted(ring_bytes, sched, steps, faults, counted),
+            wanted=Wanted(ring_bytes, sched, steps, faults, counted, only, experts),
             debug_files=debug_files,
             qos=qos,
             duration_s=None if duration is None else seconds_of(duration),
@@ -193,6 +216,7 @@ def command(
             else progress,
             shown={"level": level, "ring_bytes": ring_bytes}
             | qos.to_json()
+            | only.to_json()
             | (steps.to_json() if steps else {})
             | ({"counters": [counter.name for counter in counted]} if counted else {}),
         ),
@@ -262,6 +286,8 @@ def _print_bpf(plan: ProbePlan | None, options: RecordOptions) -> int:
         steps=wanted.steps,
         memory=Memory(wanted.faults).definitions,
         counters=len(wanted.counters),
+        only=wanted.only,
+        experts=wanted.experts,
     )
     click.echo("// cflags: " + " ".join(source.cflags))
     click.echo(source.text)

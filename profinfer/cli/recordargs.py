@@ -8,6 +8,7 @@ from profinfer.errors import UsageProblem
 
 if TYPE_CHECKING:
     from profinfer.capture.counters import Counter
+    from profinfer.capture.only import Only
 
 _UNITS = {"K": 1 << 10, "M": 1 << 20}
 _RING_LIMITS = (8 << 10, 1 << 30)
@@ -55,6 +56,29 @@ def counters_of(listed: str | None, preset: str | None, level: str) -> tuple[Cou
             hint="name counters of the cores",
         )
     return tuple(found)
+
+
+def only_of(
+    ops: str | None, layers: tuple[int, int] | None, threads: str, level: str, counted: bool
+) -> Only:
+    """Operators and threads that are to be recorded."""
+    from profinfer.capture.only import Only
+
+    names = tuple(dict.fromkeys(o.strip().upper() for o in (ops or "").split(",") if o.strip()))
+    if ops is not None and not names:
+        raise UsageProblem("--ops names no operator", hint="--ops MUL_MAT,FLASH_ATTN_EXT")
+    only = Only(names, layers, threads == "main")
+    if only and level != "op":
+        raise UsageProblem(
+            f"--ops, --layers and --threads choose among operators, and --level {level} has none",
+            hint="leave out --level",
+        )
+    if counted and (only.ops or only.layers):
+        raise UsageProblem(
+            "counters are differences from the operator before: they need all operators",
+            hint="leave out --ops and --layers, and give --op and --layer to profinfer report",
+        )
+    return only
 
 
 def seconds_of(text: str) -> float:

@@ -10,7 +10,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from profinfer.cli import options
-from profinfer.cli.views import PHASES, VIEWS, ReportOptions, fault_views, views
+from profinfer.cli.views import (
+    BY_EXPERTS,
+    PHASES,
+    VIEWS,
+    ReportOptions,
+    fault_views,
+    views,
+)
 from profinfer.errors import ProfinferError, UsageProblem
 
 if TYPE_CHECKING:
@@ -25,7 +32,12 @@ class EmptyTrace(ProfinferError):
 
 @click.command(short_help="Print what a trace says.")
 @options.trace_argument
-@click.option("--by", type=click.Choice(VIEWS), help="One view instead of the whole report.")
+@click.option(
+    "--by",
+    type=click.Choice(VIEWS),
+    metavar="VIEW",
+    help=f"One view instead of the whole report: {', '.join(VIEWS)}.",
+)
 @options.phase_option
 @options.tokens_option
 @options.op_option
@@ -49,6 +61,7 @@ class EmptyTrace(ProfinferError):
     help="Explain the findings, or one of them: evidence, what to try, how to check.",
 )
 @click.option("--ledger", is_flag=True, help="Where the whole run went, from start to end.")
+@click.option("--experts", is_flag=True, help="Mixture of experts: what was chosen, and reuse.")
 def command(
     trace: str,
     by: str | None,
@@ -65,6 +78,7 @@ def command(
     counters: bool,
     explain: str | None,
     ledger: bool,
+    experts: bool,
 ) -> None:
     """Print what TRACE says: how fast, where the time went, what is missing.
 
@@ -89,6 +103,7 @@ def command(
             counters,
             explain,
             ledger,
+            experts,
         ),
     )
 
@@ -168,10 +183,22 @@ def _check_usage(asked: ReportOptions) -> None:
     view = "--roofline" if asked.roofline else "--counters" if asked.counters else None
     if view and asked.by in ("thread", "token", "generation", "tensor"):
         raise UsageProblem(f"{view} knows no --by {asked.by}", f"{view} --by op")
+    if asked.of_experts:
+        _check_experts(asked)
     if asked.faults:
         _check_faults(asked)
     elif asked.by == "tensor":
         raise UsageProblem("--by tensor is a view of page faults", "--faults --by tensor")
+
+
+def _check_experts(asked: ReportOptions) -> None:
+    if asked.roofline or asked.counters or asked.faults or asked.corrected:
+        raise UsageProblem("what experts were chosen is a view of its own", "--experts alone")
+    if asked.by is not None and asked.by not in BY_EXPERTS:
+        known = ", ".join(BY_EXPERTS)
+        raise UsageProblem(f"--experts knows no --by {asked.by}", f"one of {known}")
+    if asked.op not in (None, "MUL_MAT_ID"):
+        raise UsageProblem("experts are chosen for MUL_MAT_ID alone", "leave out --op")
 
 
 def _check_faults(asked: ReportOptions) -> None:
@@ -210,6 +237,8 @@ def _check_level(trace: Trace, asked: ReportOptions) -> None:
             f"{trace.path} holds no operators: it was recorded at level {level}",
             "profinfer record --level op -- PROGRAM ...",
         )
+    if asked.of_experts and not len(trace.experts):
+        _no_experts(trace)
     if asked.corrected and probe_cost_ns(trace) is None:
         raise UsageProblem(
             f"{trace.path} does not say what a probe costs: there is nothing to correct by",
@@ -224,6 +253,20 @@ def _check_level(trace: Trace, asked: ReportOptions) -> None:
         ran = trace.nodes["op"][~trace.nodes["empty"]].unique()
         known = ", ".join(sorted(map(str, ran))[:12])
         raise UsageProblem(f"no operator {asked.op} in this trace", f"one of {known}")
+
+
+def _no_experts(trace: Trace) -> None:
+    if not len(trace.expert_places.node):
+        raise UsageProblem(
+            f"{trace.path} is of a model without experts: no graph has MUL_MAT_ID",
+            f"profinfer report {trace.path}",
+        )
+    why = trace.meta.experts.get("why") or "profinfer was older"
+    if trace.has_experts:
+        why = f"{trace.losses['lost_expert_rows']:,} tokens of a layer were lost"
+    raise UsageProblem(
+        f"{trace.path} does not say which experts were chosen: {why}", "profinfer record --experts"
+    )
 
 
 def _selections(trace: Trace, asked: ReportOptions) -> list[Selection]:
@@ -339,4 +382,5 @@ def _wanted(asked: ReportOptions) -> dict[str, Any]:
         "counters": asked.counters,
         "explain": asked.explain,
         "ledger": asked.ledger,
+        "experts": asked.experts,
     }

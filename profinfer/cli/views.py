@@ -11,7 +11,10 @@ if TYPE_CHECKING:
     from profinfer.model.selection import Selection
     from profinfer.model.trace import Trace
 
-VIEWS = ("op", "layer", "role", "node", "shape", "thread", "token", "generation", "tensor")
+VIEWS = ("op", "layer", "role", "node", "shape", "thread", "token", "generation", "tensor",
+         "expert", "reuse", "cache")  # fmt: skip
+EXPERT_VIEWS = ("expert", "reuse", "cache")  # of experts alone; those that follow have others too
+BY_EXPERTS = (*EXPERT_VIEWS, "layer", "token")
 # Reported one by one, those that the trace has.
 PHASES = ("decode", "prefill", "mixed", "encode")
 TOP = 10  # slowest operators in the short report
@@ -37,6 +40,7 @@ class ReportOptions:
         counters: what counters counted, instead.
         explain: explain findings instead: the name of one, or "all".
         ledger: where the whole run went, instead.
+        experts: what the router of a mixture of experts chose, instead.
     """
 
     by: str | None
@@ -53,6 +57,7 @@ class ReportOptions:
     counters: bool = False
     explain: str | None = None
     ledger: bool = False
+    experts: bool = False
 
     @property
     def narrowed(self) -> bool:
@@ -67,8 +72,20 @@ class ReportOptions:
     @property
     def other_view(self) -> bool:
         """One view other than the explanations."""
-        views = (self.roofline, self.faults, self.counters, self.ledger, self.corrected)
+        views = (
+            self.roofline,
+            self.faults,
+            self.counters,
+            self.ledger,
+            self.corrected,
+            self.experts,
+        )
         return self.by is not None or any(views)
+
+    @property
+    def of_experts(self) -> bool:
+        """Only what the router chose is wanted."""
+        return self.experts or self.by in EXPERT_VIEWS
 
 
 def views(trace: Trace, asked: ReportOptions, selections: list[Selection]) -> Iterator[Result]:
@@ -106,6 +123,9 @@ def views(trace: Trace, asked: ReportOptions, selections: list[Selection]) -> It
         return
     if asked.counters:
         yield from _counters(trace, asked, selections, top)
+        return
+    if asked.of_experts:
+        yield from _experts(trace, asked, selections)
         return
     if asked.by is not None:
         for chosen in selections:
@@ -181,6 +201,28 @@ def _counters(
         for by in (asked.by,) if asked.by else ("op", "role", "node"):
             rows = top if asked.by else short
             yield counters(trace, chosen, by, rows if by in ("node", "shape") else None)
+
+
+def _experts(trace: Trace, asked: ReportOptions, selections: list[Selection]) -> Iterator[Result]:
+    """The view that was asked for, or all of them."""
+    from profinfer.analysis import expertreuse, experts
+
+    human = asked.form == "table"
+    top = asked.top or ((TOP_VIEW if asked.by else TOP) if human else None)
+    for number, chosen in enumerate(selections):
+        if asked.by is None:
+            yield experts.overview(trace, chosen)
+        every = asked.by is None and not (human and number)
+        if asked.by == "layer" or asked.by is None:
+            yield experts.by_layer(trace, chosen)
+        if asked.by == "reuse" or every:
+            yield expertreuse.by_reuse(trace, chosen)
+        if asked.by == "cache" or every:
+            yield expertreuse.by_cache(trace, chosen, brief=human and not asked.top)
+        if asked.by == "token" or (every and not human):
+            yield experts.by_token(trace, chosen, top if asked.top or asked.by is None else None)
+        if asked.by == "expert" or every:
+            yield experts.by_expert(trace, chosen, top)
 
 
 def _by_layer(trace: Trace, selection: Selection) -> Result:

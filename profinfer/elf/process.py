@@ -40,7 +40,7 @@ def executable_mappings(pid: int) -> list[Mapping]:
         TargetError: there is no such process, or it cannot be looked at.
     """
     try:
-        lines = Path(f"/proc/{pid}/maps").read_text().splitlines()
+        lines = Path(f"/proc/{pid}/maps").read_text(errors="surrogateescape").splitlines()
     except FileNotFoundError:
         raise TargetError(f"there is no process {pid}", "ps -e | grep llama") from None
     except PermissionError:

@@ -260,6 +260,30 @@ COLUMNS: dict[str, tuple[str, dict[str, tuple[str, str]]]] = {
             "minor": ("count", "Minor faults so far."),
         },
     ),
+    "experts": (
+        "An expert that a token was routed to.",
+        {
+            "graph_id": ("id", "Graph."),
+            "node_id": ("id", "First of the nodes that compute with it (gate, up, down)."),
+            "layer": ("count", "Layer; -1 none."),
+            "row": ("count", "Place of the token among those that this layer computed, from 0."),
+            "token": ("count", "Place of the token in its call's batch, from 0; -1 not known."),
+            "seq": ("id", "llama_seq_id of the token; -1 not known."),
+            "slot": ("count", "Place of the expert in the router's list, the likeliest first."),
+            "expert": ("id", "Number of the expert."),
+        },
+    ),
+    "expert_weights": (
+        "One expert's part of a tensor of experts' weights.",
+        {
+            "tensor": ("text", "Name of the tensor."),
+            "layer": ("count", "Layer; -1 none."),
+            "expert": ("id", "Number of the expert."),
+            "bytes": ("bytes", "Its size."),
+            "address": ("address", "Its begin in the target's memory; -1 not known."),
+            "file_offset": ("bytes", "Its place in the file it is mapped from; -1 none."),
+        },
+    ),
 }
 COLUMNS["empty_ops"] = (
     "Like ops, of an empty node that threads passed a barrier after (older engines).",

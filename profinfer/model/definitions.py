@@ -20,6 +20,7 @@ from profinfer.tracefile.metadata import Engine, Layout
 
 I32 = npt.NDArray[np.int32]
 I64 = npt.NDArray[np.int64]
+U64 = npt.NDArray[np.uint64]
 
 NONE = -1  # no source in this slot
 MISSING = -2  # an address was named, but its tensor was never read
@@ -53,13 +54,22 @@ class Definition:
         src_idx: node index of each source, NONE for a leaf, shape (n_nodes, max_src).
         src_weight: content id of the weight behind each source (through a view), or NONE.
         address: tensor address of each node, shape (n_nodes,).
+        root: address of the tensor whose memory each node is in: itself, or what it is a view of,
+            shape (n_nodes,).
+        src_root: likewise of each source, 0 for none, shape (n_nodes, max_src).
+        data: address of each node's data when it was read, 0 if not known, shape (n_nodes,).
+        src_data: likewise of each source, shape (n_nodes, max_src).
     """
 
     node: I32
     src: I32
     src_idx: I32
     src_weight: I32
-    address: npt.NDArray[np.uint64]
+    address: U64
+    root: U64
+    src_root: U64
+    data: U64
+    src_data: U64
 
 
 @dataclass(frozen=True)
@@ -187,6 +197,8 @@ def build(records: Records, engine: Engine) -> Definitions:
     latest = np.full(len(addresses) + 2, -1, np.int64)
     content1 = np.r_[content, NONE].astype(np.int32)
     weight1 = np.r_[contents.weight, False]
+    zero = np.zeros(1, np.uint64)
+    view1, data1 = np.r_[recs.view_src, zero], np.r_[recs.data, zero]
 
     graphs = records.rows[schema.Kind.GRAPH_BEGIN]
     order = records.order[schema.Kind.GRAPH_BEGIN]
@@ -238,6 +250,7 @@ def build(records: Records, engine: Engine) -> Definitions:
             where = np.full(len(addresses) + 2, NONE, np.int32)
             where[slots] = np.arange(n)
             where[-2:] = NONE
+            named = np.where(rec[:, None] >= 0, recs.src[rec], 0).astype(np.uint64)
             items.append(
                 Definition(
                     node,
@@ -245,6 +258,10 @@ def build(records: Records, engine: Engine) -> Definitions:
                     where[srcs].astype(np.int32),
                     src_weight.astype(np.int32),
                     pointers[:n].copy(),
+                    root=np.where(view1[rec], view1[rec], pointers[:n]),
+                    src_root=np.where(view1[src_rec], view1[src_rec], named),
+                    data=data1[rec],
+                    src_data=data1[src_rec],
                 )
             )
         of_graph[row] = by_gen[cgraph, gen] = def_id

@@ -22,6 +22,7 @@ _LABELS = {
     "missing_ops": "batches of operator records not in the file",
     "missing_batches": "batches of operator records missing",
     "torn_batches": "batches whose sequences were not read to the end",
+    "lost_expert_rows": "tokens of a layer whose experts are not known",
     "no_slot": "records of threads beyond the table of threads",
     "unreadable": "structs that could not be read",
     "too_many_nodes": "graphs with too many nodes to read",
@@ -55,6 +56,7 @@ def tally(
     ops: Operators,
     visits: Visits,
     graphs: pd.DataFrame,
+    lost_expert_rows: int,
 ) -> dict[str, int]:
     """Counts by kind. A key that begins with ``lost_`` is what the ring buffer refused."""
     out = {
@@ -68,6 +70,7 @@ def tally(
         "no_slot": _counter(reader, schema.CNT_NO_SLOT),
         "unreadable": _counter(reader, schema.CNT_UNREADABLE),
         "too_many_nodes": _counter(reader, schema.CNT_TOO_MANY_NODES),
+        "lost_expert_rows": lost_expert_rows,
         "missing_batches": visits.lost_batches,
         "backwards_events": visits.backwards,
         "torn_batches": spans.torn_batches,

@@ -96,13 +96,17 @@ class _Graphs:
     torn: Mask
 
 
-def build(collected: Collected, visits: Visits, def_of_graph: I32) -> Operators:
+def build(
+    collected: Collected, visits: Visits, def_of_graph: I32, wanted: Mask | None = None
+) -> Operators:
     """Rebuild the operators.
 
     Args:
         collected: which node each record speaks of.
         visits: who passed through which graph.
         def_of_graph: def_id of each graph, -1 if not known.
+        wanted: by node, whether its operator was to be recorded; None for all. A record of another
+            one only tells when the operator after it began.
     """
     marks, ranks = collected.marks, collected.ranks
     n_graphs, n_visits = len(def_of_graph), len(visits.tid)
@@ -126,6 +130,9 @@ def build(collected: Collected, visits: Visits, def_of_graph: I32) -> Operators:
     for block in _blocks(marks, visits, n_graphs):
         some, some_walls, late, torn = _together(marks.take(block), visits, about, ranks)
         last[some_walls.graph] = some_walls.release  # in order of time: the last one stays
+        if wanted is not None:
+            some = chosen(some, wanted[some.node])
+            some_walls = chosen(some_walls, wanted[some_walls.node])
         empty, empty_wall = some.fused == 0, some_walls.fused == 0
         if empty.any():
             at[2] = put(passed, at[2], chosen(some, empty))

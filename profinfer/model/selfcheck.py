@@ -38,9 +38,9 @@ class Check:
 def explained(trace: Trace) -> float | None:
     """Share of all graphs' wall time that operators and barriers after empty nodes cover.
 
-    Gaps are not counted. None without operators.
+    Gaps are not counted. None without operators, or if some were left out on purpose.
     """
-    if not len(trace.op_walls):
+    if not len(trace.op_walls) or trace.narrowed.by_node:
         return None
     graphs = trace.graphs
     whole = (graphs["complete"] & graphs["sampled"]).to_numpy()
@@ -61,7 +61,7 @@ def _walls_of_graphs(trace: Trace) -> npt.NDArray[np.int64]:
 def _sums(trace: Trace) -> Check | None:
     """Start gap + operator walls + end gap must be the graph's wall time, to the nanosecond."""
     graphs = trace.graphs
-    if not len(trace.op_walls):
+    if not len(trace.op_walls) or trace.narrowed.by_node:
         return None
     total = _walls_of_graphs(trace)
     begin, end = graphs["begin_ns"].to_numpy(), graphs["end_ns"].to_numpy()
@@ -133,11 +133,14 @@ def checks(trace: Trace) -> list[Check]:
         graphs = trace.graphs[trace.graphs["sampled"]]
         graphs = graphs[~graphs["cut"]] if trace.excerpt else graphs
         whole, total = int(graphs["complete"].sum()), len(graphs)
+        every = f"every node once per thread in all {total:,} graphs"
+        if trace.narrowed.by_node:
+            every = f"{trace.narrowed.text} in all {total:,} graphs, others left out"
         out.append(
             Check(
                 "nodes",
                 whole == total,
-                f"every node once per thread in all {total:,} graphs"
+                every
                 if whole == total
                 else f"{total - whole:,} of {total:,} graphs are incomplete",
             )

@@ -18,6 +18,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from profinfer.engine.roles import role_rules
+from profinfer.model import experts as moe
 from profinfer.model import memory, schedtables
 from profinfer.model.calls import Spans
 from profinfer.model.calls import build as build_spans
@@ -27,6 +28,7 @@ from profinfer.model.counts import build as build_counts
 from profinfer.model.decode import Records, decode
 from profinfer.model.definitions import Definitions
 from profinfer.model.definitions import build as build_definitions
+from profinfer.model.dependencies import Dependencies, of_definition
 from profinfer.model.edges import Edges
 from profinfer.model.edges import find as find_edges
 from profinfer.model.life import Life
@@ -51,10 +53,11 @@ from profinfer.model.threadtable import threads_table
 from profinfer.model.tokens import counted
 from profinfer.model.visits import Events, GraphSpans, Visits
 from profinfer.model.visits import split as split_visits
+from profinfer.model.wanted import Narrowed, wanted_nodes
 from profinfer.model.windows import Window, inside, leave_out, windows
 from profinfer.tracefile.metadata import TraceMetadata
 from profinfer.tracefile.reader import TraceReader
-from profinfer.tracefile.schema import ChunkKind, Kind
+from profinfer.tracefile.schema import CNT_OP_PASSED, ChunkKind, Kind
 
 TABLES = (
     "calls",
@@ -75,6 +78,8 @@ TABLES = (
     "faults",
     "reads",
     "residence",
+    "experts",
+    "expert_weights",
 )
 
 
@@ -96,6 +101,7 @@ class Trace:
         self.path: Path = reader.path
         self.reader = reader
         self.meta: TraceMetadata = reader.meta
+        self._dependencies: dict[int, Dependencies] = {}
         self._sums: WeakKeyDictionary[Selection, NodeSums] = WeakKeyDictionary()
 
     @classmethod
@@ -173,6 +179,28 @@ class Trace:
     def operands(self) -> Operands:
         """Shapes and bytes of what every node reads and writes, as arrays."""
         return build_operands(self._definitions, self.meta.engine)
+
+    def dependencies(self, def_id: int) -> Dependencies:
+        """Which node of a definition has to wait for which; indices are places in the graph."""
+        if def_id not in self._dependencies:
+            index = self._nodes.index
+            base = int(index.base[def_id])
+            works = index.works[base : base + int(index.count[def_id])]
+            item = self._definitions.items[def_id]
+            self._dependencies[def_id] = of_definition(item, works, self.operands, base)
+        return self._dependencies[def_id]
+
+    def producers(self, def_id: int) -> dict[int, tuple[int, ...]]:
+        """Nodes with work that each node with work waits for, by node_id; views looked through."""
+        index = self._nodes.index
+        base = int(index.base[def_id])
+        edges = self.dependencies(def_id).through(
+            index.works[base : base + int(index.count[def_id])]
+        )
+        out: dict[int, tuple[int, ...]] = {}
+        for src, dst in zip(edges.src.tolist(), edges.dst.tolist(), strict=True):
+            out[base + dst] = (*out.get(base + dst, ()), base + src)
+        return out
 
     @cached_property
     def ops(self) -> pd.DataFrame:
@@ -259,11 +287,39 @@ class Trace:
         """Whether page faults were recorded."""
         return self.meta.memory.get("recorded") is True
 
+    @property
+    def experts(self) -> pd.DataFrame:
+        """One row per token, layer and expert that the router chose for it."""
+        return self.routing.table
+
+    @cached_property
+    def expert_weights(self) -> pd.DataFrame:
+        """One row per expert and tensor of experts' weights: bytes and addresses."""
+        return moe.weights(self.expert_places, self.nodes, self.residents)
+
+    @property
+    def has_experts(self) -> bool:
+        """Whether the recorder read which experts tokens are routed to, if the model has any."""
+        return self.meta.experts.get("recorded") is True
+
+    @cached_property
+    def routing(self) -> moe.Routing:
+        """``experts``, and what is missing of it."""
+        return moe.build(
+            self.reader.experts(), self.expert_places, self._nodes, self.graphs, self.calls,
+            self.sequences, recorded=self.has_experts, wanted=self._wanted_nodes,
+        )  # fmt: skip
+
+    @cached_property
+    def expert_places(self) -> moe.Places:
+        """The nodes that compute with experts, as arrays."""
+        return moe.find_places(self._definitions, self._nodes, list(self.meta.engine.ops))
+
     @cached_property
     def losses(self) -> dict[str, int]:
         """What is missing or could not be understood, by kind; all zero for a sound trace."""
         return tally(self.reader, self._spans, self._definitions, self._nodes, self._operators,
-                     self._visits, self.graphs)  # fmt: skip
+                     self._visits, self.graphs, self.routing.lost_rows)  # fmt: skip
 
     @property
     def problems(self) -> list[str]:
@@ -272,6 +328,17 @@ class Trace:
         if not self.reader.complete and not any("trailer" in p for p in out):
             out.append("the recording did not finish: the file has no trailer")
         return out
+
+    @cached_property
+    def narrowed(self) -> Narrowed:
+        """Operators and threads that the recording was narrowed to."""
+        return Narrowed.of(self.meta.options)
+
+    @property
+    def hits_passed(self) -> int:
+        """Hits of operators' probes that left no record because of ``narrowed``."""
+        counters = self.reader.counters
+        return counters[CNT_OP_PASSED] if len(counters) > CNT_OP_PASSED else 0
 
     @property
     def tokens_from_graphs(self) -> int:
@@ -434,7 +501,12 @@ class Trace:
         self.__dict__["_records"] = replace(self._records, op_dt=none, op_what=none)
         collected = collect(events, passes, def_id, index, self.meta.plan.ops)
         del events
-        return build_operators(collected, passes, def_id)
+        return build_operators(collected, passes, def_id, self._wanted_nodes)
+
+    @property
+    def _wanted_nodes(self) -> npt.NDArray[np.bool_] | None:
+        """Nodes that records were left of, None for all."""
+        return wanted_nodes(self.nodes, self.narrowed) if self.narrowed.by_node else None
 
     @cached_property
     def _ops_lost(self) -> bool:

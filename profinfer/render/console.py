@@ -26,6 +26,7 @@ _RATES = {
     "flop_per_s": ("GFLOP/s", 1e9),
     "flop_per_byte": ("FLOP/B", 1.0),
     "per_cycle": ("", 1.0),
+    "number": ("", 1.0),
 }
 _STYLE = {"info": "dim", "warning": "yellow", "error": "bold red"}
 _SIGN = {"info": "", "warning": "Warning: ", "error": "ERROR: "}

@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from profinfer.render.events import Spans
 from profinfer.render.nesting import CALL, GRAPH, SAMPLE, SPLIT, Containers
 from profinfer.render.packets import Packets
 from profinfer.render.timeline import Timeline
-from profinfer.render.trackevent import Ints, Spans
+from profinfer.render.trackevent import Ints
 
 Args = dict[str, str | int | float | bool]
 

@@ -1,4 +1,4 @@
-"""Layer 7: what a timeline shows beside its threads: rates, first tokens, losses, provenance.
+"""Layer 7: what a timeline shows beside its threads: rates, tokens, losses, provenance.
 
 Owns the tracks of the process. May import numpy and pandas; must not import the command line.
 """
@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from profinfer.render import memorymarks
+from profinfer.render import limitmarks, memorymarks
+from profinfer.render.events import Points, Spans
 from profinfer.render.packets import Packets, Track
 from profinfer.render.timeline import Timeline, ints
-from profinfer.render.trackevent import Ints, Spans
 
 _COMM_LEN = 15  # the kernel keeps that much of a thread's name
 
@@ -73,13 +73,15 @@ class Markers:
         self._points: list[tuple[int, int, int]] = []
         self.tracks: list[Track] = [Track("profinfer", "profinfer")]
         self._recording(timeline, first_ns, last_ns)
-        self._windows(timeline, first_ns, last_ns)
+        within = (first_ns, last_ns)
+        self._limits(timeline, within)
         self._generations(timeline)
+        self._backends(timeline)
         self._rates(timeline.calls)
-        if timeline.residence is not None and timeline.faults is not None:
-            self._points += memorymarks.points(
-                packets, timeline.residence, timeline.faults, self._track, (first_ns, last_ns)
-            )
+        self._series(timeline, within)
+        self._points += memorymarks.points(
+            packets, timeline.faults, timeline.reads, self._track, within
+        )
         self.active_track = self._track("active threads", unit="threads")
         self._points.append((first_ns, self.active_track, packets.count(0)))
         slices = sorted(self._slices)
@@ -90,11 +92,11 @@ class Markers:
         self._ts, self._point_track, self._template = points.T
         self._given = 0
 
-    def points(self, until_ns: int) -> tuple[Ints, Ints, Ints]:
-        """Times, tracks and templates of the points before ``until_ns`` not given yet."""
+    def points(self, until_ns: int) -> Points:
+        """The points before ``until_ns`` not given yet."""
         part = slice(self._given, int(np.searchsorted(self._ts, until_ns)))
         self._given = part.stop
-        return self._ts[part], self._point_track[part], self._template[part]
+        return Points(self._ts[part], self._point_track[part], self._template[part])
 
     def _track(self, kind: str, tid: int = 0, name: str = "", unit: str | None = None) -> int:
         self.tracks.append(Track(kind, name or kind, tid, len(self.tracks), unit))
@@ -121,23 +123,54 @@ class Markers:
                 )
                 self._points.append((begin, 0, template))
 
-    def _windows(self, timeline: Timeline, first_ns: int, last_ns: int) -> None:
-        """When operators were recorded, if not all the time."""
-        if not timeline.windows:
-            return
-        track = self._track("operators recorded")
-        for window in timeline.windows:
-            begin, end = max(window.begin_ns, first_ns), min(window.end_ns, last_ns)
-            if begin < end:
-                why = {"began": window.began, "ended": window.ended}
-                args: dict[str, str | int] = {k: v for k, v in why.items() if v}
-                template = self._packets.event("operators recorded", "profinfer", args, once=True)
+    def _limits(self, timeline: Timeline, within: tuple[int, int]) -> None:
+        """When operators were recorded, if not all the time; when the quota was used up."""
+        if timeline.windows:
+            track = self._track(limitmarks.WINDOWS)
+            for begin, end, template in limitmarks.windows(self._packets, timeline.windows, within):
                 self._slices.append((begin, end, track, template))
+            for ts, template in limitmarks.switches(self._packets, timeline.windows, within):
+                self._points.append((ts, track, template))
+        hits = list(limitmarks.throttled(self._packets, timeline, within))
+        if hits:
+            track = self._track(limitmarks.QUOTA)
+            self._points += [(ts, track, template) for ts, template in hits]
+
+    def _backends(self, timeline: Timeline) -> None:
+        """What each backend was given, where there are several."""
+        splits = timeline.splits
+        names = splits["backend"].astype(str)
+        names = names.where(names != "", splits["guid"].astype(str))
+        if names.nunique() < 2:
+            return
+        tracks = {name: self._track(f"backend {name}") for name in sorted(names.unique())}
+        free = dict.fromkeys(tracks, 0)
+        order = np.argsort(ints(splits, "begin_ns"), kind="stable")
+        columns = (ints(splits, c)[order].tolist() for c in ("begin_ns", "end_ns", "n_nodes"))
+        for name, begin, end, n in zip(names.iloc[order], *columns, strict=True):
+            # Two contexts may use a backend at once: then the later one is cut.
+            begin = max(begin, free[name])
+            if begin < end:
+                free[name] = end
+                template = self._packets.event(f"split ({n} nodes)", "backend", {"nodes": n})
+                self._slices.append((begin, end, tracks[name], template))
+
+    def _series(self, timeline: Timeline, within: tuple[int, int]) -> None:
+        for series in timeline.series:
+            steps = series.steps(*within)
+            if not len(steps.ts):
+                continue
+            track = self._track(series.name, unit=series.unit)
+            for ts, value in zip(steps.ts.tolist(), steps.value.tolist(), strict=True):
+                whole = value.is_integer()
+                template = self._packets.count(int(value)) if whole else self._packets.rate(value)
+                self._points.append((ts, track, template))
 
     def _generations(self, timeline: Timeline) -> None:
         """Each prompt as two slices: until its first token, and while its tokens were decoded."""
-        table = timeline.generations
-        owners = table[["ctx", "seq"]].drop_duplicates()
+        table, calls = timeline.generations, timeline.calls
+        decoding = calls.loc[calls["token_index"] >= 0, ["ctx", "seq"]]
+        owners = pd.concat([table[["ctx", "seq"]], decoding]).drop_duplicates()
         contexts = owners["ctx"].drop_duplicates().tolist()
         tracks = {}
         for number, (ctx, seq) in enumerate(owners.itertuples(index=False)):
@@ -165,6 +198,26 @@ class Markers:
                     "decoding", "generation", about | {"tokens": int(row.output_tokens)}
                 )
                 self._slices.append((begin, end, track, template))
+        self._tokens(timeline.calls, tracks)
+
+    def _tokens(self, calls: pd.DataFrame, tracks: dict[tuple[int, int], int]) -> None:
+        """Each decode step of one sequence as an instant, with its time per output token."""
+        columns = ("ctx", "seq", "generation", "token_index", "begin_ns", "end_ns")
+        ends: dict[tuple[int, ...], int] = {}
+        for ctx, seq, generation, index, begin, end in zip(
+            *(calls[c].tolist() for c in columns), strict=True
+        ):
+            if index < 0 or generation < 0 or end < begin or (ctx, seq) not in tracks:
+                continue
+            ends[ctx, seq, generation, index] = end
+            args: dict[str, int | float] = {"generation": generation}
+            before = ends.pop((ctx, seq, generation, index - 1), None)
+            if before is not None:
+                args["tpot_ms"] = (end - before) / 1e6
+            template = self._packets.event(
+                f"token #{index}", "generation", args, once=True, instant=True
+            )
+            self._points.append((end, tracks[ctx, seq], template))
 
     def _rates(self, calls: pd.DataFrame) -> None:
         """Tokens per second: of each decode step at its end, of each prefill over its length."""

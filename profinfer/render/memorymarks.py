@@ -1,4 +1,4 @@
-"""Layer 7: memory on a timeline: its size as counters, major page faults as instants.
+"""Layer 7: major page faults and disk reads as instants on a timeline.
 
 Owns what they are named. May import numpy and pandas; must not import the command line.
 """
@@ -9,47 +9,45 @@ from collections.abc import Callable, Iterator
 
 import pandas as pd
 
-from profinfer.render.packets import Packets
+from profinfer.render.packets import Args, Packets
 
-_COUNTERS = {"rss": "RSS", "anon": "RSS: own memory", "file": "RSS: files"}
-FAULTS = "major page faults"
+FAULTS, READS = "major page faults", "disk reads"
+_CATEGORY = {FAULTS: "fault", READS: "read"}
 
 Point = tuple[int, int, int]  # time, track, template
 
 
 def points(
     packets: Packets,
-    residence: pd.DataFrame,
-    faults: pd.DataFrame,
-    track: Callable[..., int],
+    faults: pd.DataFrame | None,
+    reads: pd.DataFrame | None,
+    track: Callable[[str], int],
     within: tuple[int, int],
 ) -> Iterator[Point]:
-    """Counter values and instants inside ``within``.
+    """Instants inside ``within``.
 
     Args:
         packets: where templates are kept.
-        residence: the trace's table of sizes, in bytes.
         faults: the trace's table of faults.
-        track: makes a track of a kind, with a unit for a counter; returns its index.
+        reads: the trace's table of reads.
+        track: makes a track; returns its index.
         within: first and last time of the timeline, ns.
     """
-    sizes = residence[residence["ts_ns"].between(*within)]
-    for column, name in _COUNTERS.items() if len(sizes) else ():
-        at = track(name, unit="bytes")
-        # A size that stays is one point.
-        moved = sizes[sizes[column] != sizes[column].shift()]
-        for ts, value in zip(moved["ts_ns"].tolist(), moved[column].tolist(), strict=True):
-            yield ts, at, packets.count(value)
-    majors = faults[faults["major"].to_numpy(dtype=bool) & faults["ts_ns"].between(*within)]
-    if not len(majors):
-        return
-    at = track(FAULTS)
-    columns = ("ts_ns", "tid", "tensor", "file", "file_offset", "held_ns")
-    for ts, tid, tensor, file, offset, held in zip(
-        *(majors[c].tolist() for c in columns), strict=True
-    ):
-        args: dict[str, str | int | float] = {"tid": tid, "held_us": held / 1000}
-        if file:
-            args |= {"file": file, "file_offset": offset}
-        name = tensor or (file.rpartition("/")[2] if file else "memory")
-        yield ts, at, packets.event(name, "fault", args, once=True, instant=True)
+    for table, name in ((faults, FAULTS), (reads, READS)):
+        if table is None:
+            continue
+        kept = table["ts_ns"].between(*within)
+        if name == FAULTS:
+            kept &= table["major"].to_numpy(dtype=bool)
+        if not kept.any():
+            continue
+        at = track(name)
+        more = "held_ns" if name == FAULTS else "bytes"
+        columns = ("ts_ns", "tid", "tensor", "file", "file_offset", more)
+        rows = zip(*(table.loc[kept, c].tolist() for c in columns), strict=True)
+        for ts, tid, tensor, file, offset, value in rows:
+            about: Args = {"held_us": value / 1000} if name == FAULTS else {"bytes": value}
+            place: Args = {"file": file, "file_offset": offset} if file else {}
+            args = {"tid": tid, **about, **place}
+            what = tensor or (file.rpartition("/")[2] if file else "memory")
+            yield ts, at, packets.event(what, _CATEGORY[name], args, once=True, instant=True)

@@ -26,6 +26,7 @@ class OpBlock:
 
     Attributes:
         until_ns: no later block has anything that begins before this.
+        row: (n,) row of the ops table.
         track: (n,) index into the sorted thread ids.
         graph: (n,) row of the graphs table.
         node_id: (n,) output node.
@@ -40,6 +41,7 @@ class OpBlock:
     """
 
     until_ns: int
+    row: Ints
     track: Ints
     graph: Ints
     node_id: Ints
@@ -90,7 +92,8 @@ def op_blocks(
         n = count[lo:hi]
         at = np.arange(int(n.sum()), dtype=np.int64)
         at += np.repeat(first[lo:hi] - (np.cumsum(n) - n), n)
-        rows = ops.iloc[at if order is None else order[at]]
+        row = at if order is None else order[at]
+        rows = ops.iloc[row]
         tid, begin, release = ints(rows, "tid"), ints(rows, "begin_ns"), ints(rows, "release_ns")
         track = np.searchsorted(tids, tid)
         by_thread = np.lexsort((release, begin, track))
@@ -102,6 +105,7 @@ def op_blocks(
         )
         yield OpBlock(
             until_ns=int(graph_begin[hi]) if hi < len(graph_row) else last_ns + 1,
+            row=row[by_thread],
             track=track,
             graph=graph_row[graph],
             node_id=ints(rows, "node_id")[by_thread],

@@ -14,6 +14,7 @@ import pandas as pd
 from profinfer.render.timeline import COUNTED, ints
 
 _SOURCES = 10
+OpArgs = dict[str, str | int | float]
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,12 @@ class OpText:
 
     name: str
     category: str
-    args: dict[str, str | int]
+    args: OpArgs
+
+
+def _digits(value: float) -> float:
+    """The number to four significant digits."""
+    return float(f"{value:.4g}")
 
 
 def _shape(text: str) -> str:
@@ -72,7 +78,15 @@ class OpNames:
         rows = self._order[max(0, place - fused + 1) : place + 1]
         return [int(r) for r in rows if self._definition[r] == self._definition[row]]
 
-    def _work(self, rows: list[int]) -> dict[str, str | int]:
+    def covered(self, node_id: int, fused: int) -> list[int]:
+        """The nodes that ran as one, the output last."""
+        row = self._row.get(node_id)
+        if row is None:
+            return [node_id]
+        ids = self._columns["node_id"]
+        return [int(ids[r]) for r in self._covered(row, max(fused, 1))]
+
+    def _work(self, rows: list[int]) -> OpArgs:
         """Operations and least bytes, where they are known; what is handed on inside is not moved.
 
         All threads share them.
@@ -82,9 +96,16 @@ class OpNames:
             return {}
         flops, moved, written = (np.asarray(c, np.float64)[rows] for c in columns)
         values = {"flops": flops.sum(), "bytes": moved.sum() - 2 * written[:-1].sum()}
-        return {k: int(v) for k, v in values.items() if np.isfinite(v)}
+        out: OpArgs = {k: int(v) for k, v in values.items() if np.isfinite(v)}
+        took = self._columns.get("mean_ns")
+        if took is None or not took[rows[-1]] > 0:
+            return out
+        # Of all threads together, from the release of the operator before to its own.
+        out["mean us"] = _digits(took[rows[-1]] / 1000)
+        rates = {"flops": "mean GFLOP/s", "bytes": "mean GB/s"}
+        return out | {rates[k]: _digits(v / took[rows[-1]]) for k, v in values.items() if v > 0}
 
-    def _counted(self, row: int) -> dict[str, str | int]:
+    def _counted(self, row: int) -> OpArgs:
         """What an execution counted, all threads, in the mean over the whole recording."""
         found = {c: v[row] for c, v in self._columns.items() if c.startswith(COUNTED)}
         return {
@@ -101,7 +122,7 @@ class OpNames:
         rows = self._covered(row, max(fused, 1))
         op = "+".join(self._get("op", r) for r in rows)
         tensor = self._get("name", row)
-        args: dict[str, str | int] = {"op": op, "tensor": tensor}
+        args: OpArgs = {"op": op, "tensor": tensor}
         variant = "+".join(filter(None, (self._get("params", r) for r in rows)))
         if variant:
             args["variant"] = variant

@@ -8,15 +8,13 @@ Must not import the command line.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from perfetto.protos.perfetto.trace import perfetto_trace_pb2 as pb
 
 from profinfer.render.timeline import Recording
-from profinfer.render.trackevent import TemplatePool, frame
-
-Args = Mapping[str, str | int | float | bool]
+from profinfer.render.trackevent import TemplatePool, double_hole, frame, int_hole
 
 _MAX_TEXT = 500  # characters of a name or argument of a slice
 _MONOTONIC = 3
@@ -31,6 +29,23 @@ _NAME = ("event_names", "name")
 _ARG = ("debug_annotation_names", "name")
 _TEXT = ("debug_annotation_string_values", "str")
 _Interned = tuple[tuple[str, str], int]
+
+
+@dataclass(frozen=True)
+class Value:
+    """In place of an argument: value ``k`` of each event, a whole number."""
+
+    k: int
+
+
+@dataclass(frozen=True)
+class Unique:
+    """In place of an argument: a text of this event alone, which is not interned."""
+
+    text: str
+
+
+Args = Mapping[str, str | int | float | bool | Value | Unique]
 
 
 @dataclass(frozen=True)
@@ -99,7 +114,15 @@ class Packets:
         return template
 
     def event(
-        self, name: str, category: str, args: Args, *, once: bool = False, instant: bool = False
+        self,
+        name: str,
+        category: str,
+        args: Args,
+        *,
+        once: bool = False,
+        instant: bool = False,
+        flows: Sequence[int] = (),
+        ends: Sequence[int] = (),
     ) -> int:
         """Template of a slice's begin, or of an instant.
 
@@ -109,10 +132,12 @@ class Packets:
             args: details, in the order shown.
             once: name and texts occur in this packet only: they are not interned.
             instant: a moment and not the begin of a slice.
+            flows: ids of the flows that begin here.
+            ends: ids of the flows that end here.
         """
         uses: list[_Interned] = []
         kind = pb.TrackEvent.TYPE_INSTANT if instant else pb.TrackEvent.TYPE_SLICE_BEGIN
-        event = pb.TrackEvent(type=kind)
+        event = pb.TrackEvent(type=kind, flow_ids=flows, terminating_flow_ids=ends)
         event.category_iids.append(self._intern(_CATEGORY, category, uses))
         if once:
             event.name = _clean(_short(name))
@@ -126,6 +151,10 @@ class Packets:
                 note.int_value = value
             elif isinstance(value, float):
                 note.double_value = value
+            elif isinstance(value, Value):
+                note.int_value = int_hole(value.k)
+            elif isinstance(value, Unique):
+                note.string_value = _clean(_short(value.text))
             elif once:
                 note.string_value = _clean(_short(value))
             else:
@@ -144,6 +173,11 @@ class Packets:
         """Template of a counter's value."""
         kind = pb.TrackEvent.TYPE_COUNTER
         return self._add(pb.TrackEvent(type=kind, double_counter_value=value), [])
+
+    def gauge(self) -> int:
+        """Template of a counter's value that is value 0 of each event, as the bits of a double."""
+        kind = pb.TrackEvent.TYPE_COUNTER
+        return self._add(pb.TrackEvent(type=kind, double_counter_value=double_hole(0)), [])
 
     def interned(self, sequence: int, templates: list[int]) -> bytes:
         """What ``sequence`` must be told before it uses ``templates`` for the first time."""

@@ -13,23 +13,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from profinfer.render.containers import ContainerSlices
+from profinfer.render.countertracks import ActiveThreads, CountRates
+from profinfer.render.events import Events, Points, Spans, events_of, point_events
 from profinfer.render.markers import Markers, threads_of
 from profinfer.render.nesting import contain
-from profinfer.render.opblocks import OP_LEVEL, VISIT_LEVEL, OpBlock, op_blocks
-from profinfer.render.opnames import OpNames
+from profinfer.render.opblocks import op_blocks
+from profinfer.render.opslices import OpSlices
 from profinfer.render.packets import Packets, preamble
 from profinfer.render.states import StateSlices
 from profinfer.render.timeline import Timeline, first_and_last
-from profinfer.render.trackevent import (
-    MAX_SEQUENCE,
-    Events,
-    Ints,
-    Spans,
-    TemplatePool,
-    events_of,
-    point_events,
-    varint_width,
-)
+from profinfer.render.trackevent import MAX_SEQUENCE, TemplatePool, varint_width
 
 BLOCK_OPS = 32_768
 
@@ -44,6 +37,7 @@ class Written:
         bytes: size.
         adjusted: slices whose times were cut so that all nest; 0 in a sound trace.
         orphans: operators of graphs that are not in the timeline, left out.
+        short: operators and waits left out because they are too short.
     """
 
     slices: int
@@ -51,118 +45,24 @@ class Written:
     bytes: int
     adjusted: int
     orphans: int
-
-
-class _Ops:
-    """Operators, visits and waits of a block as slices."""
-
-    def __init__(self, packets: Packets, timeline: Timeline, graphs: ContainerSlices) -> None:
-        self._packets = packets
-        self._names = OpNames(timeline.nodes)
-        self._graphs = graphs
-        self._template: dict[tuple[int, int], int] = {}
-        self._wait = packets.event("barrier wait", "wait", {})
-        self._empty = packets.event("barrier after an empty node", "empty node", {})
-
-    def _templates(self, node_id: Ints, fused: Ints) -> Ints:
-        # One turn a distinct operator of the block, not an operator event.
-        packed, which = np.unique(node_id << 16 | fused, return_inverse=True)
-        ids = np.empty(len(packed), np.int64)
-        for i, key in enumerate(packed.tolist()):
-            node = (key >> 16, key & 0xFFFF)
-            if node not in self._template:
-                text = self._names.describe(*node)
-                self._template[node] = self._packets.event(text.name, text.category, text.args)
-            ids[i] = self._template[node]
-        return ids[which]
-
-    def _empty_or(self, block: OpBlock) -> tuple[Ints, Ints]:
-        """Templates of the operators, and where their slices end.
-
-        An empty node has nothing to compute: one slice to its barrier's end, of no operator.
-        """
-        empty = block.fused == 0
-        if not empty.any():
-            return self._templates(block.node_id, block.fused), block.end
-        template = np.full(len(empty), self._empty)
-        template[~empty] = self._templates(block.node_id[~empty], block.fused[~empty])
-        return template, np.where(empty, block.release, block.end)
-
-    def spans(self, block: OpBlock, first_track: int) -> list[Spans]:
-        """Slices in the order of their threads and times."""
-        n = len(block.begin)
-        track = block.track + first_track
-        level = np.full(n, OP_LEVEL)
-        template, end = self._empty_or(block)
-        ops = Spans(block.begin, end, track, level, template, block.late)
-        waits = np.flatnonzero(block.release > end)
-        v = block.visit_row
-        graph_templates = [self._graphs.graph(row) for row in block.graph[v].tolist()]
-        return [
-            Spans(
-                block.begin[v],
-                block.visit_end,
-                track[v],
-                np.full(len(v), VISIT_LEVEL),
-                np.array(graph_templates, np.int64),
-                np.ones(len(v), np.bool_),
-            ),
-            ops,
-            Spans(
-                block.end[waits],
-                block.release[waits],
-                track[waits],
-                level[waits],
-                np.full(len(waits), self._wait),
-                np.ones(len(waits), np.bool_),
-            ),
-        ]
-
-
-class _Active:
-    """Counter: threads that compute an operator at a time, as steps."""
-
-    def __init__(self, packets: Packets, most: int) -> None:
-        self._value = np.array([packets.count(n) for n in range(most + 1)], np.int64)
-        self._ts = np.empty(0, np.int64)
-        self._delta = np.empty(0, np.int64)
-        self._running = 0
-
-    def add(self, block: OpBlock) -> None:
-        busy = (block.end > block.begin) & (block.fused > 0)
-        begin, end = block.begin[busy], block.end[busy]
-        self._ts = np.concatenate([self._ts, begin, end])
-        one = np.ones(len(begin), np.int64)
-        self._delta = np.concatenate([self._delta, one, -one])
-
-    def until(self, until_ns: int, track: int) -> tuple[Ints, Ints, Ints]:
-        """Times, tracks and templates of the steps before ``until_ns``."""
-        due = self._ts < until_ns
-        ts, where = np.unique(self._ts[due], return_inverse=True)
-        step = np.bincount(where, self._delta[due], len(ts)).astype(np.int64)
-        value = self._running + np.cumsum(step)
-        self._ts, self._delta = self._ts[~due], self._delta[~due]
-        if len(value):
-            self._running = int(value[-1])
-        moved = step != 0
-        ts, value = ts[moved], np.clip(value[moved], 0, len(self._value) - 1)
-        return ts, np.full(len(ts), track, np.int64), self._value[value]
+    short: int
 
 
 class _Orderly:
     """Holds back what belongs after the end of a block, and puts the rest in order."""
 
-    def __init__(self, end_template: int) -> None:
+    def __init__(self, end_template: int, values: int) -> None:
         self._end = end_template
+        self._values = values
         self._held: list[Events] = []
         self._rows = 0
 
     def add(self, spans: Spans) -> None:
-        self._held.append(events_of(spans, self._end, self._rows))
+        self._held.append(events_of(spans, self._end, self._rows, self._values))
         self._rows += len(spans)
 
-    def add_points(self, ts: Ints, track: Ints, template: Ints) -> None:
-        self._held.append(point_events(ts, track, template))
+    def add_points(self, points: Points) -> None:
+        self._held.append(point_events(points, self._values))
 
     def until(self, until_ns: int) -> Events:
         events = Events.concat(self._held)
@@ -196,7 +96,8 @@ def write(timeline: Timeline, out: BinaryIO, *, block_ops: int = BLOCK_OPS) -> W
         ValueError: there are more threads than packet sequences.
     """
     first_ns, last_ns = first_and_last(timeline)
-    packets = Packets(TemplatePool(varint_width(last_ns)))
+    values = len(timeline.counted.counters) if timeline.counted else 0
+    packets = Packets(TemplatePool(varint_width(last_ns), values))
     containers = contain(timeline, last_ns)
     threads = threads_of(timeline)
     markers = Markers(packets, timeline, first_ns, last_ns)
@@ -205,14 +106,16 @@ def write(timeline: Timeline, out: BinaryIO, *, block_ops: int = BLOCK_OPS) -> W
     tracks = [*markers.tracks, *(threads[tid] for tid in tids.tolist())]
     states = StateSlices(packets, timeline, tids, len(tracks), (first_ns, last_ns))
     tracks += states.tracks
+    counts = CountRates(packets, timeline, tids, len(tracks))
+    tracks += counts.tracks
     if len(tracks) > MAX_SEQUENCE:
         raise ValueError(f"{len(tracks)} tracks, {MAX_SEQUENCE} at most")
 
     held = 0
     holders = ContainerSlices(packets, timeline, containers, tids, thread_track)
-    ops = _Ops(packets, timeline, holders)
-    active = _Active(packets, len(tids))
-    order = _Orderly(packets.end())
+    ops = OpSlices(packets, timeline, holders)
+    active = ActiveThreads(packets, len(tids))
+    order = _Orderly(packets.end(), values)
     order.add(markers.spans)
     slices, points, adjusted, drawn = len(markers.spans), 0, containers.adjusted, 0
     told = np.zeros((len(tracks), len(packets.pool)), np.bool_)
@@ -231,9 +134,10 @@ def write(timeline: Timeline, out: BinaryIO, *, block_ops: int = BLOCK_OPS) -> W
         for due in (
             markers.points(block.until_ns),
             active.until(block.until_ns, markers.active_track),
+            *counts.points(block),
         ):
-            order.add_points(*due)
-            points += len(due[0])
+            order.add_points(due)
+            points += len(due)
         adjusted += block.adjusted
         drawn += len(block.begin)
         events = order.until(block.until_ns)
@@ -243,6 +147,7 @@ def write(timeline: Timeline, out: BinaryIO, *, block_ops: int = BLOCK_OPS) -> W
             told = wider
         for data in _sequences(packets, told, events):
             size += out.write(data)
-        encoded = packets.pool.encode(events.template, events.ts, events.track + 1)
+        encoded = packets.pool.encode(events.template, events.ts, events.track + 1, events.values)
         size += out.write(encoded.data)
-    return Written(slices, points, size, adjusted, len(timeline.ops) - drawn)
+    orphans = len(timeline.ops) - drawn
+    return Written(slices, points, size, adjusted, orphans, ops.short)

@@ -9,9 +9,10 @@ from typing import Any, cast
 
 import numpy as np
 
+from profinfer.render.events import Spans
 from profinfer.render.packets import Packets, Track
 from profinfer.render.timeline import Timeline, ints
-from profinfer.render.trackevent import Ints, Spans
+from profinfer.render.trackevent import Ints
 
 CATEGORY = "sched"
 

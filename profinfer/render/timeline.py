@@ -1,12 +1,13 @@
 """Layer 7: the part of a trace that is drawn on a timeline, as tables.
 
-Owns which rows are drawn and what the timeline says of the recording. Knows no output format.
+Owns which rows of a trace are drawn. Knows no output format.
 May import numpy and pandas; must not import perfetto or the command line.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Self
 
 import numpy as np
@@ -15,7 +16,13 @@ from numpy.typing import NDArray
 
 from profinfer.analysis import counters, latency
 from profinfer.analysis.work import per_execution
+from profinfer.model.counts import Counter
 from profinfer.model.windows import Window
+from profinfer.render import opdetails
+from profinfer.render.about import Recording as Recording
+from profinfer.render.about import about
+from profinfer.render.series import Series
+from profinfer.render.series import of_trace as series_of
 from profinfer.render.trackevent import Ints
 
 COUNTED = "counted:"  # before the name of a counter, in the columns of the nodes
@@ -25,31 +32,6 @@ if TYPE_CHECKING:
     from profinfer.model.trace import Trace
 
 
-@dataclass(frozen=True)
-class Recording:
-    """What the recording says of itself.
-
-    Attributes:
-        pid: process id of the target, 0 if unknown.
-        process: name of the target.
-        argv: its command line.
-        monotonic_ns: the clock of every timestamp, read together with realtime_ns.
-        realtime_ns: wall clock, ns since 1970; None if unknown.
-        boottime_ns: CLOCK_BOOTTIME at that moment; None if unknown.
-        facts: what to show of the recording: engine, version, ...
-        losses: counter name -> how many, only those that are not zero.
-    """
-
-    pid: int
-    process: str
-    argv: tuple[str, ...] = ()
-    monotonic_ns: int = 0
-    realtime_ns: int | None = None
-    boottime_ns: int | None = None
-    facts: dict[str, str | int] = field(default_factory=dict)
-    losses: dict[str, int] = field(default_factory=dict)
-
-
 def _no_states() -> pd.DataFrame:
     """A ``sched`` table without rows."""
     names = "tid begin_ns end_ns state reason cpu by_name by_pid by_prio".split()
@@ -57,8 +39,37 @@ def _no_states() -> pd.DataFrame:
 
 
 @dataclass(frozen=True)
+class OpCounts:
+    """What counters counted in each row of the ``ops`` of a timeline.
+
+    Attributes:
+        counters: which.
+        values: NaN where it is not known, shape (ops, counters).
+        since_ns: when counting for the row began, -1 if not known, shape (ops,).
+    """
+
+    counters: tuple[Counter, ...]
+    values: NDArray[np.float64]
+    since_ns: Ints
+
+    def take(self, rows: NDArray[np.bool_]) -> OpCounts:
+        """A part of the rows."""
+        return OpCounts(self.counters, self.values[rows], self.since_ns[rows])
+
+
+@dataclass(frozen=True)
 class Timeline:
-    """The tables to draw, with the columns of ``profinfer.model``; any may be empty."""
+    """The tables to draw, with the columns of ``profinfer.model``; any may be empty.
+
+    Attributes:
+        counted: what was counted at the rows of ``ops``.
+        series: counters of the process.
+        quota: the target's cgroup limits its CPU time.
+        details: arguments of single executions: columns graph_id and node_id, and a text column
+            for each argument.
+        producers: nodes that each node waits for, by node_id, if flows are to be drawn.
+        min_ns: operators and waits that are shorter are left out.
+    """
 
     calls: pd.DataFrame
     samples: pd.DataFrame
@@ -71,8 +82,14 @@ class Timeline:
     recording: Recording
     windows: tuple[Window, ...] = ()
     sched: pd.DataFrame = field(default_factory=_no_states)
-    residence: pd.DataFrame | None = None
     faults: pd.DataFrame | None = None
+    reads: pd.DataFrame | None = None
+    counted: OpCounts | None = None
+    series: tuple[Series, ...] = ()
+    quota: bool = False
+    details: pd.DataFrame | None = None
+    producers: Mapping[int, tuple[int, ...]] | None = None
+    min_ns: int = 0
 
     @property
     def empty(self) -> bool:
@@ -85,48 +102,76 @@ class Timeline:
 
         Only whole graphs can be drawn: a selection of operators or layers is not looked at.
         """
-        recording = _recording(trace, selection)
-        work, _ = per_execution(trace)
-        nodes = trace.nodes.assign(flops=work.flops, moved=work.moved, written=work.written)
-        nodes = pd.concat([nodes, counters.means(trace).add_prefix(COUNTED)], axis=1)
+        whole = cls(
+            trace.calls,
+            trace.samples,
+            trace.splits,
+            trace.graphs,
+            _nodes(trace),
+            _operators(trace),
+            trace.threads,
+            latency.generations(trace),
+            about(trace, selection),
+            tuple(trace.windows),
+            trace.sched,
+            trace.faults,
+            trace.reads,
+            _counted(trace),
+            series_of(trace),
+            details=opdetails.of_trace(trace),
+            quota=bool((trace.meta.limits.get("cgroup") or {}).get("quota_us")),
+        )
         if selection is None:
-            return cls(
-                trace.calls,
-                trace.samples,
-                trace.splits,
-                trace.graphs,
-                nodes,
-                _operators(trace),
-                trace.threads,
-                latency.generations(trace),
-                recording,
-                tuple(trace.windows),
-                trace.sched,
-                trace.residence,
-                trace.faults,
-            )
+            return whole
         calls, graphs = trace.calls, trace.graphs
         kept_splits = np.zeros(len(trace.splits), np.bool_)
         kept_splits[ints(trace.splits, "call_id") >= 0] = True
         kept_splits &= np.append(selection.calls, False)[ints(trace.splits, "call_id")]
-        ops = _operators(trace)
         of_graph = ints(graphs[selection.graphs], "split_id")
         kept_splits |= np.isin(ints(trace.splits, "split_id"), of_graph[of_graph >= 0])
-        return cls(
-            calls[selection.calls],
-            trace.samples[_sampled(trace, selection)],
-            trace.splits[kept_splits],
-            graphs[selection.graphs],
-            nodes,
-            ops[selection.graphs[ints(ops, "graph_id")]],
-            trace.threads,
-            _begun(trace, selection),
-            recording,
-            tuple(trace.windows),
-            trace.sched,
-            trace.residence,
-            trace.faults,
+        part = replace(
+            whole,
+            calls=calls[selection.calls],
+            samples=trace.samples[_sampled(trace, selection)],
+            splits=trace.splits[kept_splits],
+            graphs=graphs[selection.graphs],
+            generations=_begun(trace, selection),
         )
+        return part.with_ops(selection.graphs[ints(whole.ops, "graph_id")])
+
+    def with_ops(self, rows: NDArray[np.bool_]) -> Self:
+        """With these operators only."""
+        if rows.all():
+            return self
+        counted = None if self.counted is None else self.counted.take(rows)
+        return replace(self, ops=self.ops[rows], counted=counted)
+
+
+def _nodes(trace: Trace) -> pd.DataFrame:
+    """The nodes, with their work, and what an execution took and counted in the mean."""
+    work, _ = per_execution(trace)
+    walls = trace.op_walls
+    node, n = ints(walls, "node_id"), len(trace.nodes)
+    took = np.bincount(node, ints(walls, "release_ns") - ints(walls, "begin_ns"), n)
+    with np.errstate(invalid="ignore"):
+        mean = took / np.bincount(node, minlength=n)
+    nodes = trace.nodes.assign(
+        flops=work.flops, moved=work.moved, written=work.written, mean_ns=mean
+    )
+    return pd.concat([nodes, counters.means(trace).add_prefix(COUNTED)], axis=1)
+
+
+def _counted(trace: Trace) -> OpCounts | None:
+    """What was counted, aligned with ``_operators``."""
+    names = trace.meta.plan.counters
+    if not names or not len(trace.ops):
+        return None
+    more = len(trace.empty_ops)
+    return OpCounts(
+        tuple(names),
+        np.vstack([trace.counted.values, np.full((more, len(names)), np.nan)]),
+        np.r_[trace.counted.since_ns, np.full(more, -1, np.int64)],
+    )
 
 
 def _operators(trace: Trace) -> pd.DataFrame:
@@ -160,42 +205,6 @@ def _begun(trace: Trace, selection: Selection) -> pd.DataFrame:
     table = table[np.array([key in first for key in keys], bool)]
     last = int(calls["end_ns"].max()) if len(calls) else 0
     return table.assign(end_ns=table["end_ns"].clip(upper=last))
-
-
-def _recording(trace: Trace, selection: Selection | None) -> Recording:
-    meta = trace.meta
-    argv = meta.target.argv
-    trailer = trace.reader.trailer
-    program = meta.target.exe or (argv[0] if argv else "")
-    ended = trailer.reason if trailer and trailer.reason else "the recording did not finish"
-    facts: dict[str, str | int | None] = {
-        "engine": " ".join(filter(None, (meta.engine.name, meta.engine.version))),
-        "profinfer_version": meta.profinfer,
-        "recorded": meta.created_utc,
-        "exe": meta.target.exe,
-        "cwd": meta.target.cwd,
-        "kernel": meta.host.kernel,
-        "machine": meta.host.machine,
-        "cpu": meta.host.cpu_model,
-        "cpus_online": meta.host.cpus_online,
-        "operators": meta.plan.ops.mode,
-        "probes": len(meta.plan.probes),
-        "probes_skipped": len(meta.plan.skipped),
-        "ended": ended,
-        "exit_code": trailer.exit_code if trailer else None,
-        "problems": "; ".join(trace.problems),
-        "covers": selection.description if selection else "the whole recording",
-    }
-    return Recording(
-        pid=meta.target.pid or 0,
-        process=program.rsplit("/", 1)[-1] or "unknown",
-        argv=argv,
-        monotonic_ns=meta.clock.monotonic_ns,
-        realtime_ns=meta.clock.realtime_ns,
-        boottime_ns=meta.clock.boottime_ns,
-        facts={key: fact for key, fact in facts.items() if fact is not None and fact != ""},
-        losses={name: n for name, n in trace.losses.items() if n},
-    )
 
 
 def ints(frame: pd.DataFrame, column: str) -> Ints:

@@ -10,11 +10,16 @@ template bytes with the numbers patched in by numpy::
     |   length   |  timestamp      |  sequence    |  flags: needs  track_event of the
     Trace.packet |  (W bytes)      |  (2 bytes)   |  earlier state template, serialised
 
+A body may have *holes* for values of the event's own, such as what an operator counted. It is
+serialised with ``int_hole(k)`` or ``double_hole(k)`` in their places, which value k of the event
+then overwrites.
+
 May import numpy only.
 """
 
 from __future__ import annotations
 
+import struct
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -27,6 +32,12 @@ MAX_BODY = (1 << 14) - 64  # a length of two varint bytes, less the packet's own
 MAX_SEQUENCE = (1 << 14) - 1
 
 _TS_AT = 4  # after 0A LL LL 40
+_INT_BYTES = 9  # of the varint of any hole
+_DOUBLE_BYTES = 8
+MOST_INT = (1 << 63) - 1  # what such a varint holds
+# Values that no argument and no counter has.
+_INT_MARK = 1 << 62 | 0x1D3C_4B5A_6900
+_DOUBLE_MARK = 0x7FF9_4B5A_692D_3C00  # not a number
 
 
 def padded_varint(value: int, width: int) -> bytes:
@@ -47,6 +58,26 @@ def varint_width(value: int) -> int:
     return max(1, -(-int(value).bit_length() // 7))
 
 
+def int_hole(k: int) -> int:
+    """What an int64 field holds whose value is value k of the event; k is below 256."""
+    return _INT_MARK | k
+
+
+def double_hole(k: int) -> float:
+    """What a double field holds whose value is value k of the event, its bits taken as int64."""
+    value: float = struct.unpack("<d", struct.pack("<Q", _DOUBLE_MARK | k))[0]
+    return value
+
+
+def _hole(body: bytes, k: int) -> tuple[int, bool] | None:
+    """Place of value k in a body, and whether it is a double."""
+    at = body.find(padded_varint(int_hole(k), _INT_BYTES))
+    if at >= 0:
+        return at, False
+    at = body.find(struct.pack("<Q", _DOUBLE_MARK | k))
+    return (at, True) if at >= 0 else None
+
+
 def frame(packet: bytes) -> bytes:
     """One serialised TracePacket as a field of Trace."""
     return b"\x0a" + padded_varint(len(packet), varint_width(len(packet))) + packet
@@ -58,13 +89,17 @@ class TemplatePool:
 
     Attributes:
         ts_width: bytes of every timestamp, enough for the last one of the trace.
+        values: values that an event can have.
     """
 
     ts_width: int
+    values: int = 0
     _bytes: Bytes = field(default_factory=lambda: np.empty(1 << 16, np.uint8))
     _used: int = 0
     _start: list[int] = field(default_factory=list)
     _table: Ints = field(default_factory=lambda: np.empty((0, 2), np.int64))
+    _holes: list[tuple[int, int, int, bool]] = field(default_factory=list)
+    _places: Ints = field(default_factory=lambda: np.empty((2, 0, 0), np.int64))
 
     def __len__(self) -> int:
         return len(self._start)
@@ -79,6 +114,10 @@ class TemplatePool:
         """
         if len(body) > MAX_BODY:
             raise ValueError(f"a template of {len(body)} bytes")
+        for k in range(self.values):
+            found = _hole(body, k)
+            if found is not None:
+                self._holes.append((len(self._start), k, found[0] - len(body), found[1]))
         fields = b"\x40" + bytes(self.ts_width) + b"\x50\x80\x00" + b"\x68\x02" + body
         packet = b"\x0a" + padded_varint(len(fields), 2) + fields
         end = self._used + len(packet)
@@ -99,13 +138,23 @@ class TemplatePool:
             self._table = np.stack([start, length], axis=1)
         return self._table
 
-    def encode(self, template: Ints, ts: Ints, sequence: Ints) -> Bytes:
+    def _hole_places(self) -> Ints:
+        """(2, templates, values): where ints and doubles go, from a packet's end; 0 if nowhere."""
+        if self._places.shape[1] != len(self._start):
+            self._places = np.zeros((2, len(self._start), self.values), np.int64)
+            for template, k, at, double in self._holes:
+                self._places[int(double), template, k] = at
+        return self._places
+
+    def encode(self, template: Ints, ts: Ints, sequence: Ints, values: Ints | None = None) -> Bytes:
         """The packets of a block of events, in the order given.
 
         Args:
             template: (n,) ids from ``add``.
             ts: (n,) timestamps, ns, each below ``2 ** (7 * ts_width)``.
             sequence: (n,) packet sequence ids, 1 to ``MAX_SEQUENCE``.
+            values: (n, values) of each event: whole numbers 0 to ``MOST_INT``, or the bits of
+                doubles, by what its template has a hole for.
 
         Returns:
             the bytes of n packets, to be written as they are.
@@ -127,106 +176,22 @@ class TemplatePool:
         seq_at = at + (_TS_AT + self.ts_width + 1)
         out[seq_at] = sequence & 0x7F | 0x80
         out[seq_at + 1] = sequence >> 7
+        if values is not None and self._holes:
+            ints, doubles = self._hole_places()
+            for k in range(self.values):
+                self._fill(out, at + length + ints[template, k], ints[template, k], values[:, k], 7)
+                self._fill(
+                    out, at + length + doubles[template, k], doubles[template, k], values[:, k], 8
+                )
         return out
 
-
-@dataclass(frozen=True)
-class Spans:
-    """Slices of threads: parallel arrays, one row a slice, in order of begin on each track.
-
-    Attributes:
-        begin: ns.
-        end: ns, >= begin.
-        track: index of the track.
-        level: depth class on its track; a child's is greater than its parent's.
-        template: id of the begin packet.
-        late: begins after its parent began. Tells, for a slice of no duration at a moment where
-            one parent ends and another begins, to which of them it belongs.
-    """
-
-    begin: Ints
-    end: Ints
-    track: Ints
-    level: Ints
-    template: Ints
-    late: NDArray[np.bool_]
-
-    @classmethod
-    def concat(cls, parts: list[Spans]) -> Spans:
-        """One after the other; ``parts`` is not empty."""
-        return cls(*(np.concatenate([getattr(p, f) for p in parts]) for f in cls.__annotations__))
-
-    def take(self, rows: slice | NDArray[np.bool_] | Ints) -> Spans:
-        """A part of the rows."""
-        return Spans(*(getattr(self, f)[rows] for f in self.__annotations__))
-
-    def __len__(self) -> int:
-        return len(self.begin)
-
-
-@dataclass(frozen=True)
-class Events:
-    """Packets to be written, unordered: parallel arrays. ``key`` orders equal times."""
-
-    ts: Ints
-    key: Ints
-    track: Ints
-    template: Ints
-
-    @classmethod
-    def concat(cls, parts: list[Events]) -> Events:
-        """One after the other; ``parts`` is not empty."""
-        return cls(*(np.concatenate([getattr(p, f) for p in parts]) for f in cls.__annotations__))
-
-    def take(self, rows: NDArray[np.bool_] | Ints) -> Events:
-        """A part of the rows."""
-        return Events(*(getattr(self, f)[rows] for f in self.__annotations__))
-
-    def ordered(self) -> Events:
-        """In the order in which they belong in the file."""
-        return self.take(np.lexsort((self.key, self.ts)))
-
-    def __len__(self) -> int:
-        return len(self.ts)
-
-
-_LEVEL_BITS = 8
-_ORDER_BITS = 44  # rows of a trace, twice
-
-
-def events_of(spans: Spans, end_template: int, first_row: int) -> Events:
-    """Begin and end packets of slices, with the key that keeps equal times nested.
-
-    At one moment, on one track: first what ends, deepest first, then what begins, outermost
-    first. A slice of no duration goes, begin and end together, with its siblings: after what
-    ends at its level when its parent is already open, else among what begins.
-
-    Args:
-        spans: the slices.
-        end_template: id of the one packet that ends a slice.
-        first_row: number of slices before these in the trace; keeps slices of no duration at
-            one moment in their order.
-    """
-    n = len(spans)
-    empty = spans.begin == spans.end
-    order = 2 * (first_row + np.arange(n, dtype=np.int64))
-    top = (1 << _LEVEL_BITS) - 1
-    ending = (top - spans.level) << 1
-    beginning = (1 << (_LEVEL_BITS + 1)) | (spans.level << 1)
-    as_ending = empty & spans.late
-    # bit 0 of the rank: at one level, ends before empty slices, empty slices before begins
-    begin_rank = np.where(as_ending, ending | 1, np.where(empty, beginning, beginning | 1))
-    end_rank = np.where(empty, begin_rank, ending)
-    return Events(
-        ts=np.concatenate([spans.begin, spans.end]),
-        key=np.concatenate([begin_rank, end_rank]) << _ORDER_BITS
-        | np.concatenate([order, order + empty]),
-        track=np.concatenate([spans.track, spans.track]),
-        template=np.concatenate([spans.template, np.full(n, end_template, np.int64)]),
-    )
-
-
-def point_events(ts: Ints, track: Ints, template: Ints) -> Events:
-    """Instants and counter values: after all that ends, and within all that begins, at a time."""
-    rank = (1 << (_LEVEL_BITS + 2)) - 1
-    return Events(ts, np.full(len(ts), rank << _ORDER_BITS, np.int64), track, template)
+    @staticmethod
+    def _fill(out: Bytes, at: Ints, place: Ints, value: Ints, bits: int) -> None:
+        """Write value i at ``at[i]`` where its ``place`` is not 0: a varint, or 8 bytes."""
+        has = np.flatnonzero(place)
+        if not len(has):
+            return
+        at, value = at[has], value[has]
+        for k in range(_INT_BYTES if bits == 7 else _DOUBLE_BYTES):
+            byte = (value >> (bits * k)) & ((1 << bits) - 1)
+            out[at + k] = byte | 0x80 if bits == 7 and k < _INT_BYTES - 1 else byte

@@ -288,6 +288,7 @@ class TraceMetadata(JsonPart):
     sched: Sched = field(default_factory=Sched)
     limits: dict[str, Any] = field(default_factory=dict)
     memory: dict[str, Any] = field(default_factory=dict)
+    experts: dict[str, Any] = field(default_factory=dict)
     ring_bytes: int | None = None
     options: dict[str, Any] = field(default_factory=dict)
 
@@ -297,9 +298,10 @@ class TraceMetadata(JsonPart):
         return not self.plan.probes
 
     def to_json(self) -> JsonObject:
-        """The JSON object; without the keys ``calibration`` and ``memory`` where there are none."""
+        """The JSON object; without ``calibration``, ``memory``, ``experts`` if there are none."""
         out = super().to_json()
-        return {k: v for k, v in out.items() if k not in ("calibration", "memory") or v}
+        optional = ("calibration", "memory", "experts")
+        return {k: v for k, v in out.items() if k not in optional or v}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -126,7 +126,7 @@ class _Block(NamedTuple):
 
 
 def _block(words: Words, offset: Ints, counts: Ints) -> _Block:
-    raw = _joined(words.view(np.uint32), (offset + OPS.itemsize) >> 2, counts)
+    raw = joined(words.view(np.uint32), (offset + OPS.itemsize) >> 2, counts)
     first = np.cumsum(counts) - counts
     last = first + counts - 1
     step = raw >> np.uint32(OPS_DT_BITS)
@@ -172,7 +172,7 @@ def _compact(words: Words, offset: Ints, counts: Ints) -> Rows:
 
 
 def _wide(words: Words, offset: Ints, counts: Ints) -> Rows:
-    return _joined(words, (offset + OPS.itemsize) >> 3, counts).view(OP)
+    return joined(words, (offset + OPS.itemsize) >> 3, counts).view(OP)
 
 
 def _blocks(counts: Ints) -> Iterator[tuple[slice, slice]]:
@@ -187,7 +187,7 @@ def _blocks(counts: Ints) -> Iterator[tuple[slice, slice]]:
         begin, done = stop, int(ends[stop - 1])
 
 
-def _joined(words: npt.NDArray[Any], starts: Ints, counts: Ints) -> npt.NDArray[Any]:
+def joined(words: npt.NDArray[Any], starts: Ints, counts: Ints) -> npt.NDArray[Any]:
     """``counts`` words from each of ``starts`` on, end to end."""
     if int(counts.sum()) <= 64 * len(counts):
         # Short batches: one gather is cheaper than a slice for each.

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import json
 import mmap
 import os
 from collections import Counter
@@ -19,16 +18,19 @@ from typing import Any, Self
 import numpy as np
 
 from profinfer.errors import TraceError
+from profinfer.tracefile.documents import parse
 from profinfer.tracefile.frames import Chunk, Scan, parse_file_header, scan_chunks
 from profinfer.tracefile.metadata import JsonObject, TraceMetadata, Trailer, merge
 from profinfer.tracefile.opbatches import OpRecords, expand
 from profinfer.tracefile.ringindex import (
     CountRecords,
+    ExpertRecords,
     Records,
     RingIndex,
     build_index,
     gather,
     gather_counts,
+    gather_experts,
 )
 from profinfer.tracefile.schema import (
     CNT_SENT,
@@ -161,6 +163,12 @@ class TraceReader:
         order = np.flatnonzero(index.kind == Kind.COUNTS)
         return CountRecords(order, *gather_counts(self._words, index.offset[order]))
 
+    def experts(self) -> ExpertRecords:
+        """Which experts tokens went to, in stream order."""
+        index = self.records()
+        order = np.flatnonzero(index.kind == Kind.EXPERTS)
+        return ExpertRecords(order, *gather_experts(self._words, index.offset[order]))
+
     def tensors(self) -> Records:
         """All TENSOR records; ``raw`` is the engine's struct (``structs.tensor_struct``)."""
         return self._rows(Kind.TENSOR, tensor_dtype(self._raw_sizes()[Kind.TENSOR] or 0))
@@ -215,7 +223,7 @@ class TraceReader:
     def _read_json(self, meta: bytes) -> None:
         """Metadata, updates, losses, notes and trailer."""
         try:
-            base = json.loads(meta)
+            base = parse(meta)
         except ValueError as error:
             raise TraceError(f"{self.path}: the metadata is not JSON", "record again") from error
         self.meta = self._meta_of(base)
@@ -229,7 +237,7 @@ class TraceReader:
                 unknown[chunk.kind] += 1
                 continue
             try:
-                value = json.loads(self._map[chunk.offset : chunk.offset + chunk.length])
+                value = parse(self._map[chunk.offset : chunk.offset + chunk.length])
                 if not isinstance(value, dict):
                     raise ValueError("not an object")
                 if chunk.kind == ChunkKind.UPDATE:

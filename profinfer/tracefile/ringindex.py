@@ -15,11 +15,14 @@ import numpy as np
 import numpy.typing as npt
 
 from profinfer.tracefile.frames import Chunk
-from profinfer.tracefile.opbatches import Ints, Rows, Words, malformed, record_size
+from profinfer.tracefile.opbatches import Ints, Rows, Words, joined, malformed, record_size
 from profinfer.tracefile.schema import (
     COUNTS,
+    EXPERT_ID,
+    EXPERTS,
     FIXED,
     MAX_COUNTERS,
+    MAX_EXPERTS_USED,
     OPS,
     OPS_COMPACT,
     OPS_PER_BATCH,
@@ -32,7 +35,8 @@ from profinfer.tracefile.schema import (
 
 _ENTRY_HEADER = 8
 _MIN_RECORD = 16
-_VARYING = {Kind.OPS: OPS, Kind.COUNTS: COUNTS}  # as long as they say themselves
+# As long as they say themselves.
+_VARYING = {Kind.OPS: OPS, Kind.COUNTS: COUNTS, Kind.EXPERTS: EXPERTS}
 
 
 @dataclass(frozen=True)
@@ -80,6 +84,20 @@ class CountRecords(NamedTuple):
     order: Ints
     heads: Rows
     values: list[Words]
+
+
+class ExpertRecords(NamedTuple):
+    """Which experts tokens went to.
+
+    Attributes:
+        order: int64 place of each record in the stream.
+        heads: ``schema.EXPERTS`` rows.
+        ids: int32 of all records, end to end: ``n * n_used`` of each, row by row.
+    """
+
+    order: Ints
+    heads: Rows
+    ids: npt.NDArray[np.int32]
 
 
 def build_index(
@@ -199,6 +217,11 @@ def _well_formed(
             per = (words[at8[mine_ok] + 4] & np.uint64(0xFFFFFFFF)).astype(np.int64)
             whole = (n <= OPS_PER_BATCH) & (per <= MAX_COUNTERS)
             mine_ok = mine_ok[whole & (length[mine_ok] >= size + n * per * 8)]
+        elif known is Kind.EXPERTS:
+            used = (words[at8[mine_ok] + 4] >> np.uint64(32)).astype(np.int64)
+            n = (words[at8[mine_ok] + 6] & np.uint64(0xFFFFFFFF)).astype(np.int64)
+            whole = (used > 0) & (used <= MAX_EXPERTS_USED)
+            mine_ok = mine_ok[whole & (length[mine_ok] >= size + n * used * EXPERT_ID.itemsize)]
         elif known is Kind.PTRS:
             n = (words[at8[mine_ok] + 5] >> np.uint64(32)).astype(np.int64)
             mine_ok = mine_ok[n <= PTRS_PER_RECORD]
@@ -250,3 +273,11 @@ def gather_counts(words: Words, offset: Ints) -> tuple[Rows, list[Words]]:
     starts = (offset >> 3) + COUNTS.itemsize // 8
     shapes = zip(starts.tolist(), heads["n"].tolist(), heads["n_counters"].tolist(), strict=True)
     return heads, [words[a : a + n * k].reshape(n, k) for a, n, k in shapes]
+
+
+def gather_experts(words: Words, offset: Ints) -> tuple[Rows, npt.NDArray[np.int32]]:
+    """EXPERTS records and the ids of all, end to end."""
+    heads = gather(words, offset, EXPERTS)
+    counts = heads["n"].astype(np.int64) * heads["n_used"]
+    starts = (offset + EXPERTS.itemsize) >> 2
+    return heads, joined(words.view(np.uint32), starts, counts).view(np.int32)

@@ -13,7 +13,7 @@ import numpy as np
 # --- file frame -----------------------------------------------------------------------
 MAGIC = b"\x89PF\r\n\x1a\n\x00"
 MAJOR = 1
-MINOR = 1  # 1: SCHED, SEQS, compact OPS
+MINOR = 2  # 1: SCHED, SEQS, compact OPS; 2: EXPERTS
 CHUNK_MAGIC = 0x4B4E4843  # "CHNK"
 
 FILE_HEADER = np.dtype(
@@ -63,6 +63,7 @@ OPS_PER_BATCH = 512
 RUNS_PER_RECORD = 32
 COMM_LEN = 16
 MAX_COUNTERS = 6
+MAX_EXPERTS_USED = 1024
 NOT_COUNTED = (1 << 64) - 1
 
 
@@ -89,6 +90,7 @@ class Kind(IntEnum):
     FAULT = 18
     READ = 19
     REQUEST = 24
+    EXPERTS = 20
 
 
 class OpKind(IntEnum):
@@ -213,6 +215,20 @@ SCHED = np.dtype(
 FAULT = np.dtype(
     [*_H, ("addr", "<u8"), ("last", "<u8"), ("n", "<u4"), ("dt", "<u4"), ("ns", "<u8")]
 )
+# then n x n_used EXPERT_ID
+EXPERTS = np.dtype(
+    [
+        *_H,
+        ("cgraph", "<u8"),
+        ("node", "<u4"),
+        ("n_used", "<u4"),
+        ("n_tokens", "<u4"),
+        ("first", "<u4"),
+        ("n", "<u4"),
+        ("ns", "<u4"),
+    ]
+)
+EXPERT_ID = np.dtype("<i4")
 READ = np.dtype([*_H, ("ino", "<u8"), ("offset", "<u8"), ("dev", "<u4"), ("bytes", "<u4")])
 
 FIXED: dict[Kind, np.dtype[np.void]] = {
@@ -253,4 +269,6 @@ CNT_STEPS = 70
 CNT_STEP_NS = 71
 CNT_THREADS = 72
 CNT_NOT_COUNTED = 73
+CNT_EXPERTS_UNREAD = 78
+CNT_OP_PASSED = 79
 CNT_COUNT = 80

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -199,3 +200,18 @@ def test_findings_of_the_run_can_be_explained(run: Run, run_profinfer) -> None:
     # matter.
     settings = {"sampling", "graph_build", "output_head", "attention", "small_pieces"}
     assert not {f["name"] for f in json.loads(done.stdout)["findings"]} & settings
+
+
+def test_a_model_whose_name_is_no_text(tmp_path: Path, llama_bin, smollm2, run_profinfer) -> None:
+    """File names are any bytes."""
+    copied = tmp_path / "n\udcff.gguf"
+    shutil.copy(smollm2, copied)
+    out = tmp_path / "t.pf"
+    command = [llama_bin / "llama-completion", "-m", copied, "-n", "4", "-p", "Hi"]
+    done = run_profinfer("record", "-o", out, "--", *command)
+    assert done.returncode == 0, done.stderr
+    for view in ([], ["--faults"], ["--format", "json"]):
+        shown = run_profinfer("report", out, *view)
+        assert shown.returncode == 0, shown.stderr
+    assert "n\\xff" in run_profinfer("report", out).stdout
+    assert run_profinfer("export", out, "-o", tmp_path / "t.pftrace").returncode == 0

@@ -5,6 +5,7 @@ Run: python tests/golden/make.py (``make golden`` rewrites the texts).
 
 from __future__ import annotations
 
+import random
 import sys
 from pathlib import Path
 
@@ -13,6 +14,7 @@ sys.path.insert(0, str(HERE.parent))
 sys.path.insert(0, str(HERE.parent.parent))
 
 from builders import TraceBuilder, llama_graph, sample_run  # noqa: E402
+from moetraces import MoeRun  # noqa: E402
 
 
 def takes(node: int, thread: int) -> int:
@@ -162,6 +164,21 @@ def counted() -> bytes:
     return sample_run(builder=builder, decode_tokens=2, compute=takes).builder.bytes()
 
 
+def routed() -> bytes:
+    """A mixture of 16 experts, of which few are liked; those long not needed fault and are slow."""
+    rng = random.Random(7)
+    run = MoeRun(layers=2, experts=16, used=2)
+
+    def two() -> list[int]:
+        drawn = rng.choices(range(16), [12, 9, 6, 4, *[1] * 12], k=9)
+        return list(dict.fromkeys(drawn))[:2]
+
+    for number in range(40):
+        rows = (1 if number else 6, 1)
+        run.decode([[two() for _ in range(n)] for n in rows], slow_ns=70_000)
+    return run.builder.bytes()
+
+
 TRACES = {
     "generation": generation,
     "pair": pair,
@@ -170,6 +187,7 @@ TRACES = {
     "disturbed": disturbed,
     "evicted": evicted,
     "counted": counted,
+    "routed": routed,
 }
 
 

@@ -49,6 +49,11 @@ REPORTS = {
         ["--counters", "--by", "role", "--phase", "decode", "--format", "csv"],
     ),
     "roofs.none.txt": ("pair", ["--roofline", "--by", "op", "--phase", "decode"]),
+    "routed.report.txt": ("routed", ["--phase", "decode"]),
+    "routed.experts.txt": ("routed", ["--experts", "--top", "6"]),
+    "routed.token.txt": ("routed", ["--experts", "--by", "token", "--top", "6"]),
+    "routed.expert.csv": ("routed", ["--by", "expert", "--phase", "decode", "--format", "csv"]),
+    "routed.cache.json": ("routed", ["--by", "cache", "--phase", "decode", "--format", "json"]),
     "disturbed.report.txt": ("disturbed", []),
     "disturbed.thread.txt": ("disturbed", ["--by", "thread", "--phase", "decode"]),
     "disturbed.thread.csv": (

@@ -106,10 +106,25 @@ void ggml_compute_forward_rms_norm_mul_fused(struct ggml_compute_params *params,
     fake_spin_until(deadline(mul, params->ith, begin));
     record(mul, params->ith, 2, begin);
 }
+/* The router writes its choices at the last moment, thread by thread; the first operator that needs
+ * them no more writes over them at once, as the engine's reused buffers are. */
+static void route(const struct ggml_compute_params *params, struct ggml_tensor *dst) {
+    const struct fake_run *run = ((const struct fake_node *)dst->extra)->run;
+    for (int64_t row = params->ith; row < dst->ne[1]; row += params->nth) {
+        int32_t *to = (int32_t *)((char *)dst->data + (size_t)row * dst->nb[1]);
+        for (int e = 0; e < run->experts; e++) to[e] = fake_choice(run, dst->op_params[1], (int)row, e);
+    }
+}
+static void spoil(const struct ggml_tensor *ids) {
+    for (size_t i = 0; i < ids->nb[2] / 4; i++) ((volatile int32_t *)ids->data)[i] = 0x7f7f7f7f;
+}
 __attribute__((noinline)) void ggml_compute_forward_spin(struct ggml_compute_params *params,
                                                          struct ggml_tensor *dst) {
     uint64_t begin = fake_now(), end = deadline(dst, params->ith, begin);
     const struct fake_node *node = dst->extra;
+    if (dst->op == GGML_OP_ADD && dst->src[0]->op == GGML_OP_MUL_MAT_ID) {
+        spoil(dst->src[0]->src[2]->view_src);
+    }
     disturb(dst, params->ith);
     if (node->run->nap && params->ith == 1 && node->idx % 5 == 0) {
         struct timespec until = {.tv_sec = (time_t)(end / 1000000000u),
@@ -118,6 +133,7 @@ __attribute__((noinline)) void ggml_compute_forward_spin(struct ggml_compute_par
     } else {
         fake_spin_until(end);
     }
+    if (dst->op == GGML_OP_ARGSORT) route(params, dst);
     record(dst, params->ith, 1, begin);
 }
 /* Weights of --weights are in memory that exists: the threads take turns to read them. */

@@ -235,7 +235,7 @@ static const char usage[] =
     "  [--base-us N] [--sample-us N] [--seconds T]\n"
     "  [--mode normal|crash|exit3|idle|fork] [--warmup reset|set|none] [--no-uid] [--no-pos]\n"
     "  [--no-ops] [--tail] [--vary] [--nap] [--slow FIRST:LAST] [--touch NODE:PAGES] [--migrate]\n"
-    "  [--out FILE] [--weights FILE]\n";
+    "  [--out FILE] [--weights FILE] [--experts N:USED]\n";
 
 int main(int argc, char **argv) {
     static const struct option options[] = {
@@ -244,7 +244,7 @@ int main(int argc, char **argv) {
         {"splits", 1, 0, 's'}, {"kv-pad", 1, 0, 'k'}, {"base-us", 1, 0, 'b'},
         {"sample-us", 1, 0, 'a'}, {"seconds", 1, 0, 'T'}, {"mode", 1, 0, 'm'},
         {"no-uid", 0, 0, 'U'}, {"no-pos", 0, 0, 'P'}, {"warmup", 1, 0, 'W'},
-        {"slots", 1, 0, 'S'}, {"interleave", 0, 0, 'I'}, {"slow", 1, 0, 'w'}, {"no-ops", 0, 0, 'O'}, {"tail", 0, 0, 'i'}, {"vary", 0, 0, 'v'}, {"nap", 0, 0, 'N'}, {"out", 1, 0, 'o'}, {"touch", 1, 0, 'f'}, {"migrate", 0, 0, 'R'}, {"weights", 1, 0, 'M'}, {0}};
+        {"slots", 1, 0, 'S'}, {"interleave", 0, 0, 'I'}, {"slow", 1, 0, 'w'}, {"no-ops", 0, 0, 'O'}, {"tail", 0, 0, 'i'}, {"vary", 0, 0, 'v'}, {"nap", 0, 0, 'N'}, {"out", 1, 0, 'o'}, {"touch", 1, 0, 'f'}, {"migrate", 0, 0, 'R'}, {"weights", 1, 0, 'M'}, {"experts", 1, 0, 'E'}, {0}};
     for (int o; (o = getopt_long(argc, argv, "", options, NULL)) != -1;) {
         switch (o) {
             case 't': opt.threads = atoi(optarg); break;
@@ -273,12 +273,13 @@ int main(int argc, char **argv) {
             case 'N': opt.nap = true; break;
             case 'o': out_path = optarg; break;
             case 'M': opt.weights = optarg; break;
+            case 'E': sscanf(optarg, "%d:%d", &opt.experts, &opt.used); break;
             default: fputs(usage, stderr); return 2;
         }
     }
     if (opt.threads < 1 || opt.prompt < 1 || opt.prompt > 512 || opt.splits < 1 ||
         opt.splits > FAKE_MAX_SPLITS || opt.kv_pad < 1 || contexts < 1 || opt.layers < 1 ||
-        slots < 1 || slots > MAX_SLOTS) {
+        slots < 1 || slots > MAX_SLOTS || opt.used > opt.experts) {
         fputs(usage, stderr);
         return 2;
     }

@@ -154,6 +154,7 @@ struct fake_run { /* what the operators of one context need to know */
     int touch_idx;            /* the node that touches fresh pages: thread t touches */
     int touch_pages;          /* (t + 1) * touch_pages of them */
     bool migrate;             /* threads change their CPU inside every operator */
+    int experts, used;        /* of each layer; 0: dense */
 };
 struct fake_node { struct fake_run *run; int idx; }; /* idx: in the whole graph */
 
@@ -169,6 +170,11 @@ static inline void fake_spin_until(uint64_t t) {
 static inline uint64_t fake_duration_ns(const struct fake_run *run, int idx, int thread) {
     uint64_t us = (uint64_t)(run->base_us + 10 * (idx % 7)) * (uint64_t)run->scale;
     return (us + (thread == 1 && idx % 5 == 0 ? 60 : 0)) * 1000u;
+}
+
+/* The known choices of the router: distinct in one row. */
+static inline int fake_choice(const struct fake_run *run, int layer, int row, int slot) {
+    return (run->call * 7 + layer * 3 + row * 5 + slot) % run->experts;
 }
 
 /* --- exported, by library ---------------------------------------------------------------- */
@@ -202,6 +208,7 @@ struct fake_options {
     int touch_idx, touch_pages; /* --touch NODE:PAGES */
     int slow_from, slow_to; /* calls in between take three times as long */
     bool uid, pos, tail, vary, nap, migrate;
+    int experts, used; /* --experts N:K */
     const char *weights; /* a file to map the weights from; each MUL_MAT then reads its own */
 };
 struct llama_context {
@@ -213,6 +220,7 @@ struct llama_context {
     struct ggml_tensor *arena; /* nodes; reset on every rebuild, so addresses come back */
     struct ggml_tensor *store; /* leafs: weights, caches, inputs; built once */
     struct fake_node *info;
+    int32_t *ids; /* what every layer's router writes to, and others after it */
     struct ggml_backend_buffer buf[3]; /* by usage */
     int built_tokens, built_kv, built_layers;
     uint64_t builds;

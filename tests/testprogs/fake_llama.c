@@ -10,7 +10,7 @@
 #include <unistd.h>
 
 enum { EMBD = 64, HEADS = 4, HEAD = 16, KV_HEADS = 2, FF = 128, VOCAB = 320, CTX = 4096 };
-enum { MAX_NODES = 8192, MAX_LEAFS = 8192, TRUTH_ROWS = 1 << 17 };
+enum { MAX_NODES = 8192, MAX_LEAFS = 8192, TRUTH_ROWS = 1 << 17, MAX_ROWS = 1024 };
 
 typedef struct ggml_tensor tensor;
 typedef struct llama_context lctx;
@@ -89,6 +89,34 @@ static tensor *norm(lctx *c, tensor *x, int il, const char *w, const char *name)
                   : node(c, GGML_OP_MUL, x->ne, n, scale, "%s-%d", name, il);
 }
 
+/* Router and experts in place of a dense layer; the choices of all layers lie in the same memory. */
+static tensor *experts(lctx *c, tensor *cur, int il) {
+    const int64_t n = cur->ne[1], all = c->o.experts, used = c->o.used;
+    tensor *t = node(c, GGML_OP_MUL_MAT, D3(all, n, 1), weight(c, EMBD, all, il, "ffn_gate_inp"), cur,
+                     "ffn_moe_logits-%d", il);
+    t = node(c, GGML_OP_SOFT_MAX, t->ne, t, NULL, "ffn_moe_probs-%d", il);
+    tensor *sorted = node(c, GGML_OP_ARGSORT, t->ne, t, NULL, "ffn_moe_argsort-%d", il);
+    shape(sorted, GGML_TYPE_I32, sorted->ne);
+    sorted->data = c->ids;
+    sorted->op_params[1] = il;
+    tensor *ids = node(c, GGML_OP_VIEW, D3(used, n, 1), sorted, NULL, "ffn_moe_topk-%d", il);
+    for (int i = 0; i < 4; i++) ids->nb[i] = sorted->nb[i];
+    static const char *const what[] = {"up", "gate", "down"};
+    tensor *x = cur, *made[3];
+    for (int i = 0; i < 3; i++) {
+        int64_t in = i == 2 ? FF : EMBD, out = i == 2 ? EMBD : FF;
+        tensor *w = leaf(c, USAGE_WEIGHTS, GGML_TYPE_Q8_0, D3(in, out, all),
+                         "blk.%d.ffn_%s_exps.weight", il, what[i]);
+        if (i == 2) {
+            x = node(c, GGML_OP_GLU, D3(FF, used, n), made[1], made[0], "ffn_moe_swiglu-%d", il);
+            x->op_params[0] = GGML_GLU_OP_SWIGLU;
+        }
+        made[i] = node(c, GGML_OP_MUL_MAT_ID, D3(out, used, n), w, x, "ffn_moe_%s-%d", what[i], il);
+        made[i]->src[2] = ids;
+    }
+    return made[2];
+}
+
 static void build(lctx *c, int n, int n_kv, int layers) {
     c->graph.n_nodes = 0;
     c->graph.order = 1; /* rebuilt */
@@ -131,6 +159,11 @@ static void build(lctx *c, int n, int n_kv, int layers) {
         }
         tensor *inp = cur = node(c, GGML_OP_ADD, cur->ne, cur, residual, "ffn_inp-%d", il);
         cur = norm(c, cur, il, "ffn_norm", "ffn_norm");
+        if (c->o.experts) {
+            cur = experts(c, cur, il);
+            cur = node(c, GGML_OP_ADD, inp->ne, cur, inp, "l_out-%d", il);
+            continue;
+        }
         const int64_t *wide = D3(FF, cur->ne[1], 1);
         tensor *gate = node(c, GGML_OP_MUL_MAT, wide, weight(c, EMBD, FF, il, "ffn_gate"), cur,
                             "ffn_gate-%d", il);
@@ -189,6 +222,9 @@ lctx *llama_init_fake(const struct fake_options *o) {
     c->run.touch_idx = o->touch_idx;
     c->run.touch_pages = o->touch_pages;
     c->run.migrate = o->migrate;
+    c->run.experts = o->experts;
+    c->run.used = o->used;
+    c->ids = calloc((size_t)(MAX_ROWS * (o->experts + 1)), sizeof *c->ids);
     c->run.truth = calloc((size_t)o->threads, sizeof *c->run.truth);
     for (int i = 0; i < o->threads; i++) {
         c->run.truth[i].max = TRUTH_ROWS;

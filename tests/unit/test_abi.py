@@ -36,9 +36,10 @@ STRUCTS: dict[str, np.dtype[np.void]] = {
     "pf_fault": schema.FAULT,
     "pf_read": schema.READ,
     "pf_counts": schema.COUNTS,
+    "pf_experts": schema.EXPERTS,
 }
 # Arrays of any length at the end of a struct.
-FLEXIBLE = {("pf_ops", "op"), ("pf_counts", "value")}
+FLEXIBLE = {("pf_ops", "op"), ("pf_counts", "value"), ("pf_experts", "id")}
 
 
 def compiled(lines: list[str], tmp_path: Path) -> dict[str, int]:
@@ -114,6 +115,7 @@ def test_constants(tmp_path: Path) -> None:
     wanted["PF_COMM_LEN"] = schema.COMM_LEN
     wanted["PF_OPS_PER_BATCH"] = schema.OPS_PER_BATCH
     wanted["PF_MAX_COUNTERS"] = schema.MAX_COUNTERS
+    wanted["PF_MAX_EXPERTS_USED"] = schema.MAX_EXPERTS_USED
     assert f"PF_NOT_COUNTED {schema.NOT_COUNTED:#x}" in header
     wanted["PF_RUNS_PER_RECORD"] = schema.RUNS_PER_RECORD
     assert compiled(list(wanted), tmp_path) == wanted
@@ -122,6 +124,7 @@ def test_constants(tmp_path: Path) -> None:
 
 def test_every_kind_has_a_dtype_or_a_size_of_its_own() -> None:
     special = {schema.Kind.OPS, schema.Kind.COUNTS, schema.Kind.TENSOR, schema.Kind.BUFFER}
+    special |= {schema.Kind.EXPERTS}
     assert set(schema.FIXED) | special == set(schema.Kind)
     assert max(schema.Kind) < schema.CNT_LOST - schema.CNT_SENT
 
@@ -144,7 +147,7 @@ def test_frame_structs_match_their_dtypes() -> None:
 def test_the_documentation_has_the_same_offsets() -> None:
     text = (ROOT / "docs" / "file-format.md").read_text()
     tables = re.findall(r"<!-- (\w+) -->\n((?:\|.*\n)+)", text)
-    assert len(tables) == 19
+    assert len(tables) == 20
     sizes = dict(re.findall(r"^### (\w+): (\d+) bytes$", text, flags=re.M))
     for name, table in tables:
         dtype = schema.tensor_dtype(TENSOR) if name == "RAW" else getattr(schema, name)

@@ -295,7 +295,7 @@ def test_many_threads() -> None:
 
 
 def test_text_of_any_kind(run: Timeline) -> None:
-    nodes = run.nodes.assign(name="a\udcff\0é" + "x" * 70)
+    nodes = run.nodes.assign(name="a\ufffd\0é" + "x" * 70)
     about = dataclasses.replace(
         RECORDING, argv=("x" * 100_000, "\udc80"), facts={"engine": "y" * 100_000}
     )

@@ -9,15 +9,8 @@ from hypothesis import strategies as st
 from perfetto.protos.perfetto.trace import perfetto_trace_pb2 as pb
 from perfetto_check import check, main, packets
 
-from profinfer.render.trackevent import (
-    MAX_BODY,
-    Spans,
-    TemplatePool,
-    events_of,
-    frame,
-    padded_varint,
-    varint_width,
-)
+from profinfer.render.events import Spans, events_of
+from profinfer.render.trackevent import MAX_BODY, TemplatePool, frame, padded_varint, varint_width
 
 
 @given(value=st.integers(0, 2**63 - 1), more=st.integers(0, 2))
@@ -109,6 +102,10 @@ def bad_trace(*changes: str) -> bytes:
         packet.track_event.type = kind
         if kind == 1:
             packet.track_event.name_iid = 1
+        if kind == 1 and "flow" in changes:
+            packet.track_event.flow_ids.append(7)
+        if kind == 1 and "no flow" in changes:
+            packet.track_event.terminating_flow_ids.append(7)
         if kind == 4:
             packet.track_event.counter_value = 1
         return packet
@@ -140,6 +137,8 @@ def test_the_checker_accepts_a_sound_trace() -> None:
         ("end", "an end without a begin"),
         ("open", "left open"),
         ("counter", "is no counter"),
+        ("flow", "flows without an end"),
+        ("no flow", "flow ends that did not begin"),
     ],
 )
 def test_the_checker_sees(change: str, says: str) -> None:

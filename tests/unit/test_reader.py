@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import struct
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import pytest
 from builders import Node, TraceBuilder, sample_run
 
 from profinfer.tracefile import schema
+from profinfer.tracefile.documents import parse
 from profinfer.tracefile.reader import TraceReader
 from profinfer.tracefile.schema import Kind, OpKind
 from profinfer.tracefile.structs import buffer_struct, tensor_struct
@@ -167,7 +169,7 @@ def test_a_newer_minor_version_is_read(tmp_path: Path) -> None:
     with TraceReader(path) as reader:
         assert reader.fixed(Kind.CALL_END).rows["value"].tolist() == [0, 4]
         said = "\n".join(reader.problems)
-        assert "format 1.9, newer than 1.1" in said
+        assert "format 1.9, newer than 1.2" in said
         assert "1 chunk(s) of unknown kind 77" in said
         assert "1 record(s) of unknown kind 40" in said
         assert reader.chunk_counts() == {"RING": 1, "kind 77": 1, "TRAILER": 1}
@@ -201,3 +203,10 @@ def test_ten_million_operators_are_not_walked_one_by_one(tmp_path: Path, wide: b
         took = time.perf_counter() - begin
     assert len(entry) * 2500 < 10 << 20 and counts.sum() == 1_000_000
     assert took < 1.0  # 0.02 s is usual
+
+
+def test_bytes_that_are_no_text_are_named(tmp_path: Path) -> None:
+    """File names are any bytes; pandas and protobuf take no surrogates."""
+    said = {"path": b"/m\xff.gguf".decode("utf-8", "surrogateescape"), "é": ["\ud800", "😀", 3]}
+    held = parse(json.dumps(said).encode())
+    assert held == {"path": "/m\\xff.gguf", "é": ["\\ud800", "😀", 3]}

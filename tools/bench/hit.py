@@ -144,7 +144,7 @@ def program_text(variant: Variant) -> str:
     folder = bpf_folder()
     text = "".join(
         (folder / name).read_text()
-        for name in ("events.h", "prelude.bpf.c", "gate.bpf.c", "ops.bpf.c")
+        for name in ("events.h", "prelude.bpf.c", "gate.bpf.c", "filter.bpf.c", "ops.bpf.c")
     )
     for old, new in variant.changes:
         if old not in text:
