@@ -169,7 +169,7 @@ def _check_usage(asked: ReportOptions) -> None:
         return
     if asked.ledger:
         other = asked.by or asked.roofline or asked.counters or asked.faults or asked.corrected
-        if other or asked.narrowed or asked.tokens or asked.phase:
+        if other or asked.experts or asked.narrowed or asked.tokens or asked.phase:
             raise UsageProblem("--ledger covers the whole run", "report TRACE --ledger")
         return
     if asked.form == "csv" and asked.by is None:
