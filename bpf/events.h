@@ -48,6 +48,7 @@ enum pf_kind {
     PF_SYNC_BEGIN = 22,  /* pf_sync: ggml_backend_synchronize entered                      */
     PF_WORK_BEGIN = 23,  /* pf_work: a function of a backend, or of its library, entered   */
     PF_BACKEND_END = 24, /* pf_end: of any of these three                                */
+    PF_REQUEST = 28,     /* pf_mark: a server's task was queued, or given to a slot       */
     PF_KIND_COUNT = 32,
 };
 
@@ -103,11 +104,13 @@ enum pf_warmup {
     PF_WARMUP_RESET = 2,         /* llama_perf_context_reset(ctx): what ran before was not meant */
 };
 
+#define PF_REQUEST_LAUNCH 1      /* flags: given to a slot; else queued */
+
 struct pf_mark {
     struct pf_hdr h;
-    unsigned long long ctx;
+    unsigned long long ctx;      /* of a request: id of the slot; all ones when queued */
     unsigned int probe;
-    int value;                   /* enum pf_warmup */
+    int value;                   /* enum pf_warmup; of a request: id of the task */
 };
 
 #define PF_SPLIT_CHANGED 1       /* flags: a new definition was read before this record       */

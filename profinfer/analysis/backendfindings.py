@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 from profinfer.analysis.backends import chosen, crossing, has_others
-from profinfer.analysis.finding import Finding
+from profinfer.analysis.finding import Finding, Number, Prize
 from profinfer.model.selection import Selection
 from profinfer.model.trace import Trace
 from profinfer.units import format_bytes, format_percent, format_things
@@ -41,9 +41,17 @@ def _traffic(trace: Trace, selection: Selection, spent: int) -> list[Finding]:
     text = (
         f"copies between backends take {format_percent(time / spent)} of the calls' time: "
         f"{len(copies):,} copies of {format_bytes(int(copies['bytes'].sum()))}, most of it from "
-        f"{source} to {target}; fewer, larger parts of the model on one backend copy less"
+        f"{source} to {target}"
     )
-    return [Finding("traffic", time / spent, text)]
+    evidence = {
+        "copies": Number(len(copies), "count", "Copies that cross from one backend to another."),
+        "copied_bytes": Number(int(copies["bytes"].sum()), "bytes", "What they copied."),
+        "copying_ns": Number(time, "ns", "Time inside them."),
+        "calls_ns": Number(spent, "ns", "Time of the calls."),
+    }
+    prize = Prize(time, selection.n_tokens, spent, "all time in copies that cross")
+    tries = "fewer, larger parts of the model on one backend"
+    return [Finding("traffic", None, text, tries, selection.description, evidence, prize)]
 
 
 def _starting(trace: Trace, selection: Selection, spent: int) -> list[Finding]:
@@ -70,4 +78,12 @@ def _starting(trace: Trace, selection: Selection, spent: int) -> list[Finding]:
         f"graph is cut into {format_things(round(len(splits) / calls), 'split')} a call between "
         f"CPU and {', '.join(names)}, {each:.0f} of them graphs of the CPU"
     )
-    return [Finding("starting", lost / spent, text)]
+    evidence = {
+        "splits": Number(len(splits) / calls, "number", "Splits a call."),
+        "graphs": Number(each, "number", "Of these, graphs of the CPU, a call."),
+        "lost_ns": Number(lost, "ns", "The CPU's graphs less their operators' time."),
+        "calls_ns": Number(spent, "ns", "Time of the calls."),
+    }
+    prize = Prize(lost, selection.n_tokens, spent, "all time in the CPU's graphs between operators")
+    tries = "whole layers on one backend, so that the graph is cut less often"
+    return [Finding("starting", None, text, tries, selection.description, evidence, prize)]

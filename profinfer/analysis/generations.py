@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import pandas as pd
 
-from profinfer.analysis import latency, notes
+from profinfer.analysis import firsttoken, latency, notes
 from profinfer.analysis.result import Column, Result
 from profinfer.model.trace import Trace
 from profinfer.units import format_things
@@ -19,6 +19,11 @@ COLUMNS = (
     Column("begin_ns", "begin", "ns", "Begin of its first call, since the recording's first."),
     Column("prompt_tokens", "prompt", "count", "Tokens of the prompt that were computed."),
     Column("ttft_ns", "TTFT", "ns", "Begin of its first prefill call to the first sample."),
+    Column("queue_ns", "queue", "ns", "From being queued to being given a slot.", detail=True),
+    Column("start_ns", "start", "ns", "From the slot to its first call.", detail=True),
+    Column("own_ns", "own", "ns", "TTFT: prefill calls, by its part of them.", detail=True),
+    Column("others_ns", "others", "ns", "TTFT: other sequences' work meanwhile.", detail=True),
+    Column("rest_ns", "rest", "ns", "TTFT: outside of calls.", detail=True),
     Column("output_tokens", "decoded", "count", "Decode steps."),
     Column("tpot_p50_ns", "TPOT p50", "ns", "Median time per output token.", like="tpot"),
     Column("tpot_max_ns", "TPOT max", "ns", "The longest.", like="tpot"),
@@ -41,6 +46,7 @@ def generations(trace: Trace, top: int | None = None) -> Result:
         }
     )
     table = table.join(of_steps, on=keys)
+    waited = firsttoken.parts(trace, table)
     start = int(trace.calls["begin_ns"].min()) if len(trace.calls) else 0
     frame = pd.DataFrame(
         {
@@ -50,6 +56,7 @@ def generations(trace: Trace, top: int | None = None) -> Result:
             "begin_ns": table["begin_ns"] - start,
             "prompt_tokens": table["prompt_tokens"],
             "ttft_ns": table["ttft_ns"],
+            **{name: waited[name] for name in waited},
             "output_tokens": table["output_tokens"],
             "tpot_p50_ns": table["tpot_p50_ns"].astype("Int64"),
             "tpot_max_ns": table["tpot_max_ns"].astype("Int64"),

@@ -61,6 +61,19 @@ def sampling_per_call(trace: Trace) -> I64:
     return out
 
 
+def windows(trace: Trace) -> I64:
+    """End of each call's window: begin of the next call of its thread, or its last sample's end."""
+    calls = trace.calls
+    begin, end, tid = (calls[c].to_numpy() for c in ("begin_ns", "end_ns", "tid"))
+    out = end.copy()
+    owner = sample_owner(trace)
+    np.maximum.at(out, owner[owner >= 0], trace.samples["end_ns"].to_numpy()[owner >= 0])
+    order = np.lexsort((begin, tid))
+    same = tid[order][1:] == tid[order][:-1]
+    out[order[:-1][same]] = begin[order][1:][same]
+    return out
+
+
 def speeds(trace: Trace) -> list[Speed]:
     """Every phase that has calls, in order of their use."""
     calls = trace.calls

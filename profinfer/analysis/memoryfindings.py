@@ -5,12 +5,14 @@ Each says nothing in a run whose model lies in memory. Must not import rich or a
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from profinfer.analysis.finding import Finding
+from profinfer.analysis.finding import Finding, Number, Prize
+from profinfer.analysis.scopes import Scope
 from profinfer.model.memory import read_by_tensor
 from profinfer.model.trace import Trace
 from profinfer.units import format_byte_rate, format_bytes, format_ns, format_percent
@@ -27,7 +29,7 @@ def findings(trace: Trace) -> list[Finding]:
     again, start = _evicted(trace), _cold_start(trace)
     if again is None:
         if start is not None:
-            start = Finding(start.name, None, f"{start.text}; a second start finds it in memory")
+            start = replace(start, text=f"{start.text}; a second start finds it in memory")
         again = _cold_weights(trace)
     return [f for f in (again, start) if f is not None]
 
@@ -73,7 +75,14 @@ def _cold_start(trace: Trace) -> Finding | None:
     text += "came from disk before the first call"
     if span > 0:
         text += f", within {format_ns(span)} ({format_byte_rate(read * 1e9 / span)})"
-    return Finding("cold_start", None, text)
+    evidence = {
+        "file": Number(Path(model).name, "text", "The model's file."),
+        "read_bytes": Number(read, "bytes", "Read from disk before the first call."),
+        "file_bytes": Number(size, "bytes", "Size of the file."),
+        "span_ns": Number(span, "ns", "From the first of these reads to the last."),
+    }
+    prize = Prize(span, 0, 0, "from the first read to the last one") if span > 0 else None
+    return Finding("cold_start", None, text, "", "before the first call", evidence, prize)
 
 
 def _cold_weights(trace: Trace) -> Finding | None:
@@ -92,7 +101,25 @@ def _cold_weights(trace: Trace) -> Finding | None:
     if last + 1 < len(trace.graphs):
         text += f"; the {len(trace.graphs) - last - 1:,} graphs after them had none"
     worst = majors.groupby("tensor")["held_ns"].sum().idxmax()
-    return Finding("cold_weights", None, f"{text}; most on {worst}")
+    evidence = {
+        "majors": Number(len(majors), "count", "Major faults on weights inside graphs."),
+        "held_ns": Number(took, "ns", "Time of threads inside them."),
+        "graphs": Number(len(graphs), "count", "Graphs that had any."),
+        "worst": Number(str(worst), "text", "Tensor that held threads up longest."),
+    }
+    text = f"{text}; most on {worst}"
+    prize = Prize(_held_up(majors), 0, 0, _HELD_UP)
+    tries = "a warm-up run (llama.cpp makes one unless --no-warmup), or --mlock"
+    return Finding("cold_weights", None, text, tries, "graphs", evidence, prize)
+
+
+_HELD_UP = "of each graph the longest that any thread was held up in faults on weights, summed"
+
+
+def _held_up(faults: pd.DataFrame) -> int:
+    """Threads are held up at the same time: of each graph the one that was longest, ns."""
+    held = faults.groupby(["graph_id", "tid"])["held_ns"].sum()
+    return int(held.groupby(level=0).max().sum())
 
 
 def _evicted(trace: Trace) -> Finding | None:
@@ -107,7 +134,8 @@ def _evicted(trace: Trace) -> Finding | None:
         return None
     faults = trace.faults
     inside = ((faults["kind"] == "weight") & (faults["graph_id"] >= 0)).to_numpy()
-    held = int(faults["held_ns"].to_numpy()[inside].sum())
+    hit = faults[inside]
+    held = int(hit["held_ns"].sum())
     graphs = len(trace.graphs)
     text = f"weights are read from disk again: {format_bytes(later)} in {graphs:,} graphs, "
     text += f"{read / whole:.1f} times the weights' {format_bytes(whole)} in all"
@@ -121,7 +149,18 @@ def _evicted(trace: Trace) -> Finding | None:
         text += f"; the model does not fit into this machine's {format_bytes(memory)}"
     else:
         text += "; something else took the memory that they were in"
-    return Finding("evicted", None, f"{text}; try a larger limit or a smaller quantisation")
+    evidence = {
+        "read_bytes": Number(read, "bytes", "Weights read from disk, in all."),
+        "again_bytes": Number(again, "bytes", "Of the model's file, read a second time or more."),
+        "later_bytes": Number(later, "bytes", "Weights read after the first call began."),
+        "weight_bytes": Number(whole, "bytes", "Size of the weights."),
+        "need_bytes": Number(_need(trace), "bytes", "Weights and the process's own memory."),
+        "held_ns": Number(held, "ns", "Time of threads in faults on weights inside graphs."),
+    }
+    scope = Scope(trace, trace.select(unsampled=True))
+    tries = "a larger limit or a smaller quantisation"
+    prize = scope.prize(_held_up(hit), _HELD_UP)
+    return Finding("evicted", None, text, tries, scope.name, evidence, prize)
 
 
 def _need(trace: Trace) -> int:

@@ -172,25 +172,16 @@ def phases(trace: Trace) -> Result:
     )
 
 
-def _windows(trace: Trace) -> I64:
-    """End of each call's window: begin of the next call of its thread, or its last sample's end."""
-    calls = trace.calls
-    begin, end, tid = (calls[c].to_numpy() for c in ("begin_ns", "end_ns", "tid"))
-    out = end.copy()
-    owner = latency.sample_owner(trace)
-    np.maximum.at(out, owner[owner >= 0], trace.samples["end_ns"].to_numpy()[owner >= 0])
-    order = np.lexsort((begin, tid))
-    same = tid[order][1:] == tid[order][:-1]
-    out[order[:-1][same]] = begin[order][1:][same]
-    return out
-
-
 def ledger(trace: Trace, selection: Selection) -> Result:
     """Every nanosecond from each selected call to the next in one row; the rows sum to 100 %."""
     calls, graphs = trace.calls, trace.graphs
     chosen = selection.calls
     host = host_time(trace) if has_others(trace) else None
-    windows = _windows(trace) if host is None else np.maximum(_windows(trace), host.last_wait_ns)
+    windows = (
+        latency.windows(trace)
+        if host is None
+        else np.maximum(latency.windows(trace), host.last_wait_ns)
+    )
     span = (windows - calls["begin_ns"].to_numpy())[chosen].sum()
     in_calls = int((calls["end_ns"] - calls["begin_ns"]).to_numpy()[chosen].sum())
     sampling = int(latency.sampling_per_call(trace)[chosen].sum())

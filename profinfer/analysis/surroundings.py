@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from profinfer.analysis.finding import Finding
+from profinfer.analysis.finding import Finding, Number
 from profinfer.analysis.result import Column, Note, Result
 from profinfer.model.trace import Trace
 
@@ -122,14 +122,24 @@ def findings(trace: Trace) -> list[Finding]:
         low, high, top = (row[name] / 1e6 for name in ("min_khz", "max_khz", "top_khz"))
         text = (
             f"CPU {row['cpu']} ran at {low:.1f} to {high:.1f} of {top:.1f} GHz, below "
-            f"{100 * SLOW:.0f} % of it in {100 * row['slow']:.0f} % of the run; look at its "
-            "governor and its cooling"
+            f"{100 * SLOW:.0f} % of it in {100 * row['slow']:.0f} % of the run"
         )
-        out.append(Finding("slow_clock", float(row["slow"]), text))
+        evidence = {
+            "lowest": Number(int(row["min_khz"]) * 1000, "per_s", "Lowest clock that was read."),
+            "top": Number(int(row["top_khz"]) * 1000, "per_s", "Highest that the CPU can do."),
+            "slow": Number(float(row["slow"]), "ratio", "Part of the run with a low clock."),
+        }
+        tries = "its governor (cpupower frequency-set -g performance) and its cooling"
+        out.append(Finding("slow_clock", None, text, tries, "the whole run", evidence))
     counts = (trace.meta.extra.get("surroundings") or {}).get("throttles") or {}
     begin, end = counts.get("begin") or {}, counts.get("end") or {}
     hot = {kind: end[kind] - begin[kind] for kind in end if end[kind] > begin.get(kind, end[kind])}
     if hot:
         parts = " and ".join(f"{n:,} times (of the {kind})" for kind, n in hot.items())
-        out.append(Finding("heat", None, f"heat lowered the clock {parts}; look at the cooling"))
+        evidence = {
+            kind: Number(n, "count", f"Times that heat of the {kind} lowered a clock.")
+            for kind, n in hot.items()
+        }
+        text = f"heat lowered the clock {parts}"
+        out.append(Finding("heat", None, text, "better cooling", "the whole run", evidence))
     return out

@@ -16,12 +16,14 @@ from typing import Any
 
 from profinfer.capture.governor import Governor, QosLimits
 from profinfer.capture.limits import Limits
+from profinfer.capture.liveport import LivePort
 from profinfer.capture.perfevents import online_cpus, refusal
 from profinfer.capture.plausible import Verdict, check_tensors
 from profinfer.capture.probing import Probing, lost_events
 from profinfer.capture.progress import ProgressLine
 from profinfer.capture.readings import Forecast, Reading
 from profinfer.capture.residence import Residence
+from profinfer.capture.rolling import RollingTrace
 from profinfer.capture.signals import SignalWatch, pass_on
 from profinfer.capture.surroundings import surroundings
 from profinfer.capture.systemcounters import SystemCounters
@@ -101,13 +103,14 @@ class Recording:
         argv: the target's command line.
         duration_s: end of the recording after this time, None for the target's end.
         progress: show the progress line.
+        live: somebody who looks at the last seconds while it runs.
     """
 
     def __init__(
         self,
         target: LaunchedTarget | RunningTarget,
         signals: SignalWatch,
-        writer: TraceWriter,
+        writer: TraceWriter | RollingTrace,
         *,
         probing: Probing | None,
         watch: LoadWatch | None,
@@ -117,11 +120,13 @@ class Recording:
         argv: list[str],
         duration_s: float | None,
         progress: bool,
+        live: LivePort | None = None,
     ) -> None:
         self._target = target
         self._signals = signals
         self._writer = writer
         self._watch = watch
+        self._live = live
         self._level = level
         self._qos = qos
         self._residence = Residence(target.pid, argv)
@@ -175,6 +180,9 @@ class Recording:
         while status is None:
             info = self._signals.wait(_POLL_S)
             status = self._target.check()
+            if status is not None:
+                ended = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
+                self._json(ChunkKind.NOTE, {"ts": ended, "what": "exit"})
             self._drain()
             if info is not None:
                 self._interrupts += 1
@@ -196,6 +204,7 @@ class Recording:
             if not self._mapped and self._computes():
                 self._note_maps()
             self._show()
+            self._serve()
         self._progress.clear()
         self._look_around(now=True)
         self._json(ChunkKind.UPDATE, {"surroundings": self._around.end()})
@@ -230,6 +239,7 @@ class Recording:
         target, watch = self._target, self._watch
         if watch is None or not isinstance(target, LaunchedTarget) or not target.take_stop():
             return
+        since = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
         stop = watch.look()
         if stop is None:
             return  # somebody else stopped it, and will let it go on
@@ -241,6 +251,7 @@ class Recording:
             self._failure = error
         finally:
             target.resume()
+            self._note("held", since=since)
 
     def _start_late(self, watch: LoadWatch) -> None:
         """The engine is about to be used for the first time: plan, attach, tell the trace."""
@@ -379,6 +390,20 @@ class Recording:
         seen = self._around.sample(now=now)
         if seen is not None:
             self._note("surroundings", **seen)
+
+    def _serve(self) -> None:
+        """Answer who looks at the last seconds."""
+        if self._live is None:
+            return
+        probing = self._probing
+        facts: dict[str, Any] = {"pid": self._target.pid, "switches": self._switches}
+        if probing is not None:
+            facts |= {
+                "calls": probing.ring.calls,
+                "tokens": probing.ring.tokens,
+                "hit_ns": probing.hit_ns,
+            }
+        self._live.serve(probing.counters if probing is not None else None, facts)
 
     def _show(self) -> None:
         due = self._progress.due()

@@ -8,6 +8,7 @@ running process, compile, create the file, attach.
 from __future__ import annotations
 
 import os
+import time
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,8 +17,10 @@ from typing import Any
 from profinfer._version import __version__
 from profinfer.capture.governor import QosLimits
 from profinfer.capture.host import describe_host, read_clock, this_machine
+from profinfer.capture.liveport import LivePort
 from profinfer.capture.probing import Probing
 from profinfer.capture.recording import Recording, RecordResult
+from profinfer.capture.rolling import RollingTrace
 from profinfer.capture.signals import SignalWatch
 from profinfer.capture.target import Caller, LaunchedTarget, RunningTarget
 from profinfer.capture.uprobes import AttachError
@@ -29,6 +32,7 @@ from profinfer.errors import ProfinferError, TargetError
 from profinfer.machine import store
 from profinfer.probes.plan import ProbePlan
 from profinfer.tracefile.metadata import Engine, Plan, Sched, Target, TraceMetadata
+from profinfer.tracefile.schema import ChunkKind
 from profinfer.tracefile.writer import TraceWriter
 
 
@@ -49,6 +53,7 @@ class RecordOptions:
         progress: show the progress line.
         faults: record page faults and what the target makes disks read.
         shown: the command line's own options, for the trace's header.
+        live: where the trace goes instead of to a file, and who asks for it.
     """
 
     argv: list[str]
@@ -63,6 +68,7 @@ class RecordOptions:
     progress: bool = False
     faults: bool = True
     shown: dict[str, Any] = field(default_factory=dict)
+    live: LivePort | None = None
 
 
 def record(plan: ProbePlan | None, options: RecordOptions) -> RecordResult:
@@ -86,6 +92,9 @@ def record(plan: ProbePlan | None, options: RecordOptions) -> RecordResult:
             watch = LoadWatch(loader_hook(options.exe), images)
         writer = _create(plan, options, target.pid, caller, probing)
         try:
+            # Noted before it is true: a busy machine may take its time to let us write.
+            now = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
+            writer.write_json(ChunkKind.NOTE, {"ts": now, "what": "exec"})
             target.release()
         except ProfinferError:
             writer.close()
@@ -124,7 +133,7 @@ def rehearse(plan: ProbePlan, options: RecordOptions) -> None:
 def _run(
     target: LaunchedTarget | RunningTarget,
     signals: SignalWatch,
-    writer: TraceWriter,
+    writer: TraceWriter | RollingTrace,
     probing: Probing | None,
     watch: LoadWatch | None,
     options: RecordOptions,
@@ -141,6 +150,7 @@ def _run(
         argv=options.argv,
         duration_s=options.duration_s,
         progress=options.progress,
+        live=options.live,
     )
     try:
         return recording.run()
@@ -154,24 +164,27 @@ def _create(
     pid: int,
     caller: Caller | None,
     probing: Probing | None,
-) -> TraceWriter:
+) -> TraceWriter | RollingTrace:
+    metadata = TraceMetadata(
+        profinfer=__version__,
+        created_utc=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        target=Target(argv=tuple(options.argv), cwd=_cwd(pid), pid=pid, exe=str(options.exe)),
+        host=describe_host(),
+        clock=read_clock(),
+        calibration=kept.to_json() if (kept := store.load(this_machine())) else {},
+        engine=Engine.from_json(plan.engine_json()) if plan else Engine(),
+        plan=Plan.from_json(probing.plan_json()) if probing else Plan(level=options.level),
+        sched=Sched.from_json(probing.sched.to_json()) if probing else Sched(),
+        memory=probing.memory.to_json() if probing else {},
+        experts=probing.parts_json()["experts"] if probing else {},
+        ring_bytes=options.wanted.ring_bytes,
+        options=options.shown,
+    )
+    if options.live is not None:
+        return options.live.open(metadata)
     return TraceWriter(
         options.output,
-        TraceMetadata(
-            profinfer=__version__,
-            created_utc=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
-            target=Target(argv=tuple(options.argv), cwd=_cwd(pid), pid=pid, exe=str(options.exe)),
-            host=describe_host(),
-            clock=read_clock(),
-            calibration=kept.to_json() if (kept := store.load(this_machine())) else {},
-            engine=Engine.from_json(plan.engine_json()) if plan else Engine(),
-            plan=Plan.from_json(probing.plan_json()) if probing else Plan(level=options.level),
-            sched=Sched.from_json(probing.sched.to_json()) if probing else Sched(),
-            memory=probing.memory.to_json() if probing else {},
-            experts=probing.parts_json()["experts"] if probing else {},
-            ring_bytes=options.wanted.ring_bytes,
-            options=options.shown,
-        ),
+        metadata,
         force=options.force,
         uid=caller.uid if caller else -1,
         gid=caller.gid if caller else -1,

@@ -46,6 +46,9 @@ _HANDLERS = {
     ("sample", "uretprobe"): "pf_sample_end(ctx, {id})",
     ("warmup.set", "uprobe"): "pf_warmup_set(ctx, {id})",
     ("warmup.reset", "uprobe"): "pf_warmup_reset(ctx, {id})",
+    ("request.post", "uprobe"): "pf_request_post(ctx, {id})",
+    ("request.posts", "uprobe"): "pf_request_posts(ctx, {id})",
+    ("request.launch", "uprobe"): "pf_request_launch(ctx, {id})",
     ("split", "uprobe"): "pf_split_begin(ctx, {id})",
     ("split", "uretprobe"): "pf_split_end(ctx, {id})",
     ("graph", "uprobe"): "pf_graph_begin(ctx, {id})",
@@ -275,6 +278,8 @@ def build_source(
     files = ["events.h", "prelude.bpf.c"]
     files += ["counters.bpf.c"] if counters else []
     files += [f"{n}.bpf.c" for n in ("calibrate", "gate", "batch", "calls")]
+    if any(role.startswith("request.") for role in roles):
+        files.append("server.bpf.c")
     routing = _routing(plan) if experts else {}
     files += ["routes.bpf.c"] if routing else []
     if walks or any(role.startswith("op.") for role in roles):

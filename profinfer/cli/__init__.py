@@ -20,6 +20,7 @@ from profinfer.errors import ProfinferError
 # verb -> one line for --help; the module profinfer.cli.<verb> has a click command `command`.
 VERBS = {
     "record": "Record a ggml program into a trace file.",
+    "top": "Watch a program while it runs.",
     "report": "Print what a trace says.",
     "scaling": "Compare the same work with more and more threads.",
     "diff": "Print what changed between two runs, and how sure that is.",

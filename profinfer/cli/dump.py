@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 _KINDS = """CALL_BEGIN CALL_END SAMPLE_BEGIN SAMPLE_END SPLIT_BEGIN SPLIT_END GRAPH_BEGIN GRAPH_END
 OPS PTRS TENSOR BUFFER THREAD WARMUP SEQS SCHED COUNTS FAULT READ EXPERTS COPY_BEGIN SYNC_BEGIN
-WORK_BEGIN BACKEND_END UPDATE LOSS NOTE TRAILER""".split()
+WORK_BEGIN BACKEND_END REQUEST UPDATE LOSS NOTE TRAILER""".split()
 _HEX = {"ctx", "backend", "cgraph", "get_name", "addr", "data", "buffer", "view_src", "last"}
 _HEX |= {"from", "to", "src_owner", "dst_owner"}
 _HIDDEN = {"kind", "flags", "tid", "ts", "pad"}
@@ -36,6 +36,7 @@ _FLAGS = {
     "SPLIT_BEGIN": ("CHANGED", "PARTIAL", "READ"),
     "COPY_BEGIN": ("ASYNC",),
     "SYNC_BEGIN": ("EVENT",),
+    "REQUEST": ("LAUNCH",),
 }
 
 

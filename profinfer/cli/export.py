@@ -102,13 +102,13 @@ def export(options: ExportOptions) -> None:
     )
 
 
-def _tables(path: Path, folder: Path, force: bool) -> None:
-    from profinfer.cli.csvfiles import write_tables
+def _tables(path: Path, folder: Path, form: str, force: bool) -> None:
+    from profinfer.cli.tablefiles import write_tables
     from profinfer.model.trace import Trace
     from profinfer.units import format_bytes
 
     trace = Trace.open(path)
-    size = write_tables(trace, folder, force=force)
+    size = write_tables(trace, folder, form, force=force)
     for problem in trace.problems:
         click.echo(f"warning: {problem}", err=True)
     click.echo(f"Wrote {len(trace.tables)} tables to {folder} ({format_bytes(size)})", err=True)
@@ -130,8 +130,19 @@ def _tables(path: Path, folder: Path, force: bool) -> None:
     type=click.Path(file_okay=False, path_type=Path),
     help="Write the trace's tables there as CSV files instead (docs/tables.md).",
 )
+@click.option(
+    "--parquet",
+    type=click.Path(file_okay=False, path_type=Path),
+    metavar="FOLDER",
+    help="The same as Parquet files, with units in their schemas; needs pyarrow.",
+)
 def command(
-    trace: str, output: Path | None, force: bool, folder: Path | None, **asked: Any
+    trace: str,
+    output: Path | None,
+    force: bool,
+    folder: Path | None,
+    parquet: Path | None,
+    **asked: Any,
 ) -> None:
     """Write a timeline that ui.perfetto.dev opens, or the tables behind the reports.
 
@@ -139,9 +150,12 @@ def command(
     """
     path = Path(trace)
     options = ExportOptions(path, output or path.with_suffix(".pftrace"), force, **asked)
-    if folder is not None:
-        if output is not None or options.narrowed:
-            raise UsageProblem("--csv writes every table whole", "leave out the other options")
-        _tables(path, folder, force)
+    into = folder or parquet
+    if into is not None:
+        form = "csv" if folder is not None else "parquet"
+        both = folder is not None and parquet is not None
+        if both or output is not None or options.narrowed:
+            raise UsageProblem(f"--{form} writes every table whole", "leave out the other options")
+        _tables(path, into, form, force)
         return
     export(options)

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from profinfer.probes.plan import Probe, ProbePlan
 
 _WHAT = {
+    "request": "requests of a server",
     "call": "token calls",
     "sample": "sampling",
     "warmup": "warm-up marks",
@@ -166,7 +167,7 @@ def _probes(plan: ProbePlan, width: int) -> Iterator[str]:
     """Two lines a probe: what, instruction, how and cost; then where."""
     from rich.markup import escape
 
-    what = max(len(_label(p)) for p in plan.probes) + 2
+    what = min(max(len(_label(p)) for p in plan.probes) + 2, width - 32)
     insn = min(22, width - 2 - what - 20)
     yield f"[bold]  {'probe':<{what}}{'instruction':<{insn}}{'':<9}{'ns/hit':>9}[/bold]"
     group = ""
@@ -178,7 +179,9 @@ def _probes(plan: ProbePlan, width: int) -> Iterator[str]:
         text = entry.insn if len(entry.insn) < insn else entry.insn[: insn - 2] + "…"
         how = "emulated" if entry.emulated else "[yellow]stepped[/yellow] "
         cost = entry.cost_ns + (back.cost_ns if back else 0)
-        yield f"  {_label(entry):<{what}}{escape(f'{text:<{insn}}')}{how} {cost:>9,}"
+        label = _label(entry)
+        label = label if len(label) < what else label[: what - 2] + "…"
+        yield f"  {label:<{what}}{escape(f'{text:<{insn}}')}{how} {cost:>9,}"
         yield f"    [dim]{escape(_where(entry, back))}[/dim]"
 
 
@@ -199,8 +202,16 @@ def _label(probe: Probe) -> str:
     """What a hit means for operators, else the function, C++ names without their types."""
     if probe.role in _OPERATOR:
         return _OPERATOR[probe.role]
-    mangled = re.match(r"_Z(\d+)(.*)", probe.function)
-    return mangled[2][: int(mangled[1])] if mangled else probe.function
+    mangled = re.match(r"_ZN?(?=\d)", probe.function)
+    rest = probe.function[mangled.end() :] if mangled else ""
+    parts: list[str] = []
+    while size := re.match(r"\d+", rest):
+        end = size.end() + int(size[0])
+        parts.append(rest[size.end() : end])
+        # Without N only one name follows; then come the types.
+        rest = rest[end:] if probe.function.startswith("_ZN") else ""
+    # The last two parts at most: class and function.
+    return "::".join(parts[-2:]) or probe.function
 
 
 def _where(entry: Probe, back: Probe | None) -> str:

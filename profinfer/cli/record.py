@@ -199,7 +199,7 @@ def command(
         )
     counted = counters_of(counters, preset, level)
     only = only_of(ops, layers, threads, level, bool(counted))
-    plan, options = _prepare(
+    plan, options = prepare(
         pid,
         command,
         RecordOptions(
@@ -254,7 +254,7 @@ def command(
     return finish(record(plan, options), options)
 
 
-def _prepare(
+def prepare(
     pid: int | None, command: tuple[str, ...], options: RecordOptions
 ) -> tuple[ProbePlan | None, RecordOptions]:
     """The plan, or None when the engine will be loaded later, and what is known of the target."""

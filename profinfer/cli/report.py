@@ -69,6 +69,14 @@ class EmptyTrace(ProfinferError):
     metavar="FILE",
     help="With --by backend: what the engine's own profiler wrote (GGML_VK_PERF_LOGGER=1).",
 )
+@click.option(
+    "--explain",
+    is_flag=False,
+    flag_value="all",
+    metavar="[NAME]",
+    help="Explain the findings, or one of them: evidence, what to try, how to check.",
+)
+@click.option("--ledger", is_flag=True, help="Where the whole run went, from start to end.")
 @click.option("--experts", is_flag=True, help="Mixture of experts: what was chosen, and reuse.")
 @click.option(
     "--html",
@@ -97,6 +105,8 @@ def command(
     corrected: bool,
     faults: bool,
     counters: bool,
+    explain: str | None,
+    ledger: bool,
     experts: bool,
     against: str | None,
     device_times: str | None,
@@ -123,6 +133,8 @@ def command(
         corrected,
         faults,
         counters,
+        explain,
+        ledger,
         experts,
         against,
         device_times,
@@ -146,12 +158,20 @@ def report(path: str, asked: ReportOptions) -> None:
     _check_usage(asked)
     trace = Trace.open(path)
     _check_level(trace, asked)
-    selections = [] if asked.faults else _selections(trace, asked)
+    if asked.explain is not None:
+        _explain(trace, asked, asked.explain)
+        return
+    selections = [] if asked.faults or asked.ledger else _selections(trace, asked)
     results = list(fault_views(trace, asked) if asked.faults else views(trace, asked, selections))
     if asked.form == "json":
         from profinfer.render.machine import to_json
 
-        click.echo(to_json(results, about(trace), _wanted(asked)))
+        found = None
+        if not asked.special:
+            from profinfer.analysis.findings import findings
+
+            found = findings(trace, trace.select())
+        click.echo(to_json(results, about(trace), _wanted(asked), found))
     elif asked.form == "csv":
         from profinfer.render.machine import to_csv
 
@@ -178,8 +198,7 @@ def write_files(
     from profinfer.model.trace import Trace
     from profinfer.units import format_bytes, format_things
 
-    parts = (asked.by, asked.roofline, asked.faults, asked.counters, asked.corrected, asked.experts)
-    if any(parts) or asked.form != "table" or asked.top:
+    if asked.special or asked.form != "table" or asked.top:
         option = "--html" if page else "--plots"
         raise UsageProblem(
             f"{option} holds every view",
@@ -199,7 +218,32 @@ def write_files(
         click.echo(f"Wrote {format_things(len(files), 'plot')} to {plots}", err=True)
 
 
+def _explain(trace: Trace, asked: ReportOptions, name: str) -> None:
+    """The findings of the whole run, explained."""
+    from profinfer.analysis.findings import evidence, findings, result
+    from profinfer.cli import explain
+
+    chosen = trace.select()
+    found = explain.wanted(findings(trace, chosen), name)
+    if asked.form == "json":
+        from profinfer.render.machine import to_json
+
+        results = [result(trace, chosen, found), evidence(found)]
+        click.echo(to_json(results, about(trace), _wanted(asked), found))
+    else:
+        explain.show(found, name, chosen.description)
+
+
 def _check_usage(asked: ReportOptions) -> None:
+    if asked.explain is not None:
+        if asked.other_view or asked.narrowed or asked.tokens or asked.phase or asked.form == "csv":
+            raise UsageProblem("--explain is a view of its own", "report TRACE --explain [NAME]")
+        return
+    if asked.ledger:
+        other = asked.by or asked.roofline or asked.counters or asked.faults or asked.corrected
+        if other or asked.experts or asked.narrowed or asked.tokens or asked.phase:
+            raise UsageProblem("--ledger covers the whole run", "report TRACE --ledger")
+        return
     if asked.form == "csv" and asked.by is None:
         raise UsageProblem("--format csv needs one view", "--format csv --by op --phase decode")
     if asked.tokens and asked.phase not in (None, "decode", "all"):
@@ -378,5 +422,7 @@ def _wanted(asked: ReportOptions) -> dict[str, Any]:
         "roofline": asked.roofline,
         "faults": asked.faults,
         "counters": asked.counters,
+        "explain": asked.explain,
+        "ledger": asked.ledger,
         "experts": asked.experts,
     }

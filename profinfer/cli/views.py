@@ -43,6 +43,8 @@ class ReportOptions:
         corrected: operators' times without the probes' cost, beside the raw ones.
         faults: page faults and disk reads instead.
         counters: what counters counted, instead.
+        explain: explain findings instead: the name of one, or "all".
+        ledger: where the whole run went, instead.
         experts: what the router of a mixture of experts chose, instead.
         against: another trace that operators are compared with.
         device_times: file with times that the engine's own profiler wrote.
@@ -60,6 +62,8 @@ class ReportOptions:
     corrected: bool = False
     faults: bool = False
     counters: bool = False
+    explain: str | None = None
+    ledger: bool = False
     experts: bool = False
     against: str | None = None
     device_times: str | None = None
@@ -68,6 +72,24 @@ class ReportOptions:
     def narrowed(self) -> bool:
         """Only a part of each graph is wanted."""
         return self.op is not None or self.layer is not None
+
+    @property
+    def special(self) -> bool:
+        """One view, and not the whole report."""
+        return self.explain is not None or self.other_view
+
+    @property
+    def other_view(self) -> bool:
+        """One view other than the explanations."""
+        views = (
+            self.roofline,
+            self.faults,
+            self.counters,
+            self.ledger,
+            self.corrected,
+            self.experts,
+        )
+        return self.by is not None or any(views)
 
     @property
     def of_experts(self) -> bool:
@@ -79,7 +101,9 @@ def views(trace: Trace, asked: ReportOptions, selections: list[Selection]) -> It
     """The Results, in order."""
     from profinfer.analysis import (
         findings,
+        firsttoken,
         generations,
+        lifeledger,
         matmuls,
         operators,
         overview,
@@ -96,6 +120,9 @@ def views(trace: Trace, asked: ReportOptions, selections: list[Selection]) -> It
     def shown(result: Result, selection: Selection) -> Result:
         return corrected(result, trace, selection) if asked.corrected else result
 
+    if asked.ledger:
+        yield lifeledger.ledger(trace)
+        return
     if asked.by == "backend":
         yield from backend_views(trace, selections, asked, TOP_VIEW if human else None)
         return
@@ -106,6 +133,8 @@ def views(trace: Trace, asked: ReportOptions, selections: list[Selection]) -> It
         return
     if asked.by == "generation":
         yield generations.generations(trace, asked.top)
+        if asked.form != "csv":
+            yield firsttoken.first_tokens(trace, asked.top)
         return
     if asked.by == "prompt":
         yield prompts.prompts([trace])
@@ -146,6 +175,8 @@ def views(trace: Trace, asked: ReportOptions, selections: list[Selection]) -> It
         answers = generations.generations(trace, TOP if human else None)
         if len(answers.frame) > 1:
             yield answers
+    if not human:
+        yield lifeledger.ledger(trace)
     found_all = findings.result(trace, trace.select())
     if len(found_all.frame) or not human:
         yield found_all

@@ -36,6 +36,7 @@ ROLES = {
     "ggml-sycl": "ggml_backend_sycl_reg",
     "ggml-cann": "ggml_backend_cann_reg",
     "blas": "cblas_sgemm",  # the library behind a backend, no engine
+    "server": "_ZN12server_queue4post",
 }
 # An engine, or a part of it that computes or runs others.
 _ENGINE = {"llama", "ggml-base", "ggml-cpu", "common"}

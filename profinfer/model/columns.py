@@ -54,6 +54,16 @@ COLUMNS: dict[str, tuple[str, dict[str, tuple[str, str]]]] = {
             "end_ns": ("ns", "Returned."),
         },
     ),
+    "requests": (
+        "A task of a server's queue: a request, or something about the server itself.",
+        {
+            "task": ("id", "The server's number of it."),
+            "tid": ("id", "Thread that queued it; -1 not seen."),
+            "seq": ("id", "Slot that it was given to, which is its sequence; -1 none."),
+            "posted_ns": ("ns", "Queued, its prompt tokenised; -1 not seen."),
+            "launched_ns": ("ns", "Given to the slot; -1 not seen."),
+        },
+    ),
     "splits": (
         "A part of a graph handed to a backend.",
         {
@@ -389,8 +399,9 @@ COLUMNS["empty_walls"] = (
 _HEAD = """# Tables
 
 `profinfer.open("trace.pf").tables` is a dict of pandas DataFrames; each is an attribute too
-(`trace.ops`). `profinfer export trace.pf --csv FOLDER` writes them as files. Times are
-CLOCK_MONOTONIC nanoseconds. Ids of one table are row numbers of another:
+(`trace.ops`). `profinfer export trace.pf --csv FOLDER` writes them as files; `--parquet FOLDER`
+does too (`pip install 'profinfer[parquet]'`), with unit and meaning in each column's metadata.
+Times are CLOCK_MONOTONIC nanoseconds. Ids of one table are row numbers of another:
 `trace.nodes.loc[trace.ops.node_id]`. How the numbers are worked out: [metrics](metrics.md).
 """
 

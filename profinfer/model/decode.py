@@ -67,6 +67,7 @@ _FIXED = (
     Kind.SYNC_BEGIN,
     Kind.WORK_BEGIN,
     Kind.BACKEND_END,
+    Kind.REQUEST,
 )
 
 

@@ -35,6 +35,8 @@ from profinfer.model.definitions import build as build_definitions
 from profinfer.model.dependencies import Dependencies, of_definition
 from profinfer.model.edges import Edges
 from profinfer.model.edges import find as find_edges
+from profinfer.model.life import Life
+from profinfer.model.life import life as find_life
 from profinfer.model.losses import operators_lost, tally
 from profinfer.model.nodes import NodeTables
 from profinfer.model.nodes import build as build_nodes
@@ -45,6 +47,7 @@ from profinfer.model.operators import build as build_operators
 from profinfer.model.opmarks import collect
 from profinfer.model.opsched import per_operator
 from profinfer.model.optables import rows_table, walls_table
+from profinfer.model.requests import requests as find_requests
 from profinfer.model.residents import Residents
 from profinfer.model.residents import build as build_residents
 from profinfer.model.schedule import Schedule
@@ -64,6 +67,7 @@ TABLES = (
     "calls",
     "sequences",
     "samples",
+    "requests",
     "splits",
     "graphs",
     "nodes",
@@ -141,6 +145,11 @@ class Trace:
     def samples(self) -> pd.DataFrame:
         """One row per outermost sampler call."""
         return self._spans.samples
+
+    @cached_property
+    def requests(self) -> pd.DataFrame:
+        """One row per task of a server: when it was queued, and given to which slot."""
+        return find_requests(self._records)
 
     @cached_property
     def splits(self) -> pd.DataFrame:
@@ -400,6 +409,13 @@ class Trace:
         """When operators were recorded; empty if always, or never."""
         return windows(value for chunk, value in self.reader.documents
                        if chunk.kind == ChunkKind.NOTE)  # fmt: skip
+
+    @cached_property
+    def life(self) -> Life:
+        """From when to when the target ran while it was recorded."""
+        records = self._records
+        return find_life(self.reader.notes, self.meta, self.reader.trailer, excerpt=self.excerpt,
+                         first_ns=records.first_ns, last_ns=records.last_ns)  # fmt: skip
 
     @property
     def visits(self) -> Visits:

@@ -41,6 +41,38 @@ SPECS = (
     ProbeSpec("graph", ("ggml_graph_compute",), Level.graph, arguments=2, returns=True),
     # enum ggml_status ggml_backend_sched_graph_compute_async(ggml_backend_sched_t, ggml_cgraph *)
     ProbeSpec("leafs", ("ggml_backend_sched_graph_compute_async",), Level.graph, arguments=2),
+    # llama-server. int server_queue::post(server_task &&, bool), in older ones by value, which is
+    # the same pointer. A request with several prompts takes the vector form, of which the first is
+    # seen. The task's and the slot's id are the first fields of their structs (tools/server/
+    # server-task.h, server-context.cpp; the same since examples/server of 2024).
+    ProbeSpec(
+        "request.post",
+        ("_ZN12server_queue4postEO11server_taskb", "_ZN12server_queue4postE11server_taskb"),
+        Level.token,
+        arguments=2,
+        within="server",
+    ),
+    ProbeSpec(
+        "request.posts",
+        (
+            "_ZN12server_queue4postEOSt6vectorI11server_taskSaIS1_EEb",
+            "_ZN12server_queue4postERSt6vectorI11server_taskSaIS1_EEb",
+        ),
+        Level.token,
+        arguments=2,
+        within="server",
+    ),
+    # bool launch_slot_with_task(server_slot &, server_task &&)
+    ProbeSpec(
+        "request.launch",
+        (
+            "_ZN19server_context_impl21launch_slot_with_task*",
+            "_ZN14server_context21launch_slot_with_task*",
+        ),
+        Level.token,
+        arguments=3,
+        within="server",
+    ),
 )
 
 SAMPLER_FALLBACK = ProbeSpec("sample", ("llama_sampler_apply",), Level.token, returns=True)

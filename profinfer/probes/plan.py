@@ -38,8 +38,9 @@ def make_plan(program: Program, level: str = "op") -> ProbePlan:
     functions = ChainMap(*(i.elf.functions for i in program.images))
     layout, why_not = choose_layout(facts, functions, debug_layout(program.images))
     draft = Draft(program.images)
+    played = {role for image in program.images for role in image.roles}
     for spec in (*SPECS, *BACKEND_SPECS):
-        if spec.level > wanted:
+        if spec.level > wanted or (spec.within and spec.within not in played):
             continue
         if spec.level >= Level.graph and layout is None:
             if spec.optional:

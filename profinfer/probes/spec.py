@@ -25,13 +25,13 @@ class ProbeSpec:
         role: what its events mean; the capture layer has one handler a role.
         names: symbols, in order of preference; ``*`` stands for anything, as in a file name.
         level: the least level that wants it.
-        images: roles of the images it may be in (``modules.ROLES``), empty for any.
         arguments: how many argument registers the handler reads.
         stack_arguments: the handler reads an argument from the stack.
         returns: the return is probed too.
         every: probe each of ``names`` that exists, not the first only.
         many: a name may stand for several functions, in several images: probe all of them.
         optional: engines without it are common; it is not noted as missing.
+        within: not wanted, and not missed, where no image plays this role.
     """
 
     role: str
@@ -44,3 +44,4 @@ class ProbeSpec:
     every: bool = False
     many: bool = False
     optional: bool = False
+    within: str = ""

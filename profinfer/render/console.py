@@ -45,7 +45,7 @@ def render(result: Result, console: Console, *, footer: bool = True) -> Renderab
 
 def headline(text: str, width: int) -> list[Text]:
     """A sentence that stands above everything else, wrapped at words."""
-    return [Text(line, style="bold") for line in _wrap(text, width)]
+    return [Text(line, style="bold") for line in wrap(text, width)]
 
 
 def note_lines(notes: Iterable[Note], width: int) -> list[Text]:
@@ -53,7 +53,7 @@ def note_lines(notes: Iterable[Note], width: int) -> list[Text]:
     rank = {"error": 0, "warning": 1, "info": 2}
     out = []
     for note in sorted(notes, key=lambda n: rank[n.severity]):
-        for i, line in enumerate(_wrap(_SIGN[note.severity] + note.text, width - 2)):
+        for i, line in enumerate(wrap(_SIGN[note.severity] + note.text, width - 2)):
             out.append(Text(("  " if i else "") + line, style=_STYLE[note.severity]))
     return out
 
@@ -63,11 +63,12 @@ def _heading(result: Result, width: int) -> Text:
     scope = f"  {result.scope}"
     if len(result.title) + len(scope) <= width:
         return title.append(scope, style="dim")
-    lines = _wrap(result.scope, width - 2)
+    lines = wrap(result.scope, width - 2)
     return title.append("".join(f"\n  {line}" for line in lines), style="dim")
 
 
-def _wrap(text: str, width: int) -> list[str]:
+def wrap(text: str, width: int) -> list[str]:
+    """Words on lines of at most ``width``."""
     lines = [""]
     for word in text.split():
         if lines[-1] and len(lines[-1]) + 1 + len(word) > width:

@@ -1,8 +1,9 @@
 """Layer 7: Results as JSON and CSV, in the units they are stored in. Computes nothing.
 
-The JSON schema is ``profinfer.report/1``, described in ``docs/metrics.md``, that of ``profinfer
-diff`` in ``docs/diff.md``: keys may be added within a version, never renamed or given another
-meaning. Must not import the command line.
+The JSON schema is ``profinfer.report/1``, described in ``docs/json.md`` and held to the letter by
+``report.schema.json``: keys may be added within a version, which raises its minor number, never
+renamed or given another meaning. That of ``profinfer diff`` is in
+``docs/diff.md``. Must not import the command line.
 """
 
 from __future__ import annotations
@@ -16,9 +17,13 @@ from typing import Any
 
 import pandas as pd
 
+from profinfer.analysis.explanations import EXPLANATIONS
+from profinfer.analysis.finding import Finding
 from profinfer.analysis.result import Result
 
 SCHEMA = "profinfer.report/1"
+# Grows when keys are added: 1: minor, findings.
+MINOR = 1
 
 
 def plain(value: Any) -> Any:
@@ -56,15 +61,57 @@ def as_object(result: Result) -> dict[str, Any]:
     }
 
 
-def to_json(results: Sequence[Result], trace: dict[str, Any], selection: dict[str, Any]) -> str:
+def finding_object(found: Finding) -> dict[str, Any]:
+    """One finding as a JSON object, with its evidence and what it means."""
+    about = EXPLANATIONS[found.name]
+    prize = None
+    if found.prize is not None:
+        prize = {
+            "total_ns": found.prize.ns,
+            "per_token_ns": plain(found.prize.per_token_ns),
+            "share": plain(found.prize.share),
+            "how": found.prize.how,
+        }
+    return {
+        "name": found.name,
+        "kind": about.kind,
+        "text": found.text,
+        "scope": found.scope,
+        "prize": prize,
+        "try": found.tries or None,
+        "check": about.check,
+        "means": about.means,
+        "found": about.found,
+        "evidence": {
+            name: {"value": plain(n.value), "unit": n.unit, "about": n.about}
+            for name, n in found.evidence.items()
+        },
+    }
+
+
+def to_json(
+    results: Sequence[Result],
+    trace: dict[str, Any],
+    selection: dict[str, Any],
+    findings: Sequence[Finding] | None = None,
+) -> str:
     """All Results as one JSON document.
 
     Args:
         results: in the order of the report.
         trace: what the trace says of itself.
         selection: what the user asked for.
+        findings: ranked; None where the document is about something else.
     """
-    return to_document({"schema": SCHEMA, "trace": trace, "selection": selection}, results)
+    head: dict[str, Any] = {
+        "schema": SCHEMA,
+        "minor": MINOR,
+        "trace": trace,
+        "selection": selection,
+    }
+    if findings is not None:
+        head["findings"] = [finding_object(found) for found in findings]
+    return to_document(head, results)
 
 
 def to_document(head: dict[str, Any], results: Sequence[Result]) -> str:

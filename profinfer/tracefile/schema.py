@@ -94,6 +94,7 @@ class Kind(IntEnum):
     SYNC_BEGIN = 22
     WORK_BEGIN = 23
     BACKEND_END = 24
+    REQUEST = 28
 
 
 class OpKind(IntEnum):
@@ -127,6 +128,7 @@ COPY_SET, COPY_GET, COPY_TENSOR, COPY_FILL = 1, 2, 3, 4
 COPY_ASYNC = 1
 COPY_WHOLE = (1 << 64) - 1
 SYNC_EVENT = 1
+REQUEST_LAUNCH = 1
 
 HDR = np.dtype([("kind", "<u2"), ("flags", "<u2"), ("tid", "<u4"), ("ts", "<u8")])
 _H = HDR.descr
@@ -268,6 +270,7 @@ FIXED: dict[Kind, np.dtype[np.void]] = {
     Kind.SYNC_BEGIN: SYNC,
     Kind.WORK_BEGIN: WORK,
     Kind.BACKEND_END: END,
+    Kind.REQUEST: MARK,
 }
 
 

@@ -200,7 +200,7 @@ def test_terminal_interrupt_reaches_the_target_once(tmp_path: Path, fake_ggml: P
 def test_killed_recorder_leaves_a_readable_trace(tmp_path: Path, fake_ggml: Path) -> None:
     out = tmp_path / "t.pf"
     recorder = start("record", "-o", out, "--", fake_ggml, "--seconds", "5")
-    wait_for_size(out, 100_000)
+    wait_for_size(out, 300_000)  # what a busy machine switches is in it, too
     recorder.kill()
     recorder.wait(timeout=10)
     assert recorder.stderr is not None

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from profinfer.analysis import latency
+from profinfer.analysis.lifeledger import ledger
 from profinfer.model.trace import Trace
 
 pytestmark = pytest.mark.e2e
@@ -141,3 +142,13 @@ def test_report_and_export(served: tuple[Trace, list[dict]], tmp_path: Path, run
     assert len(view.stdout.splitlines()) == 1 + len(latency.generations(trace))
     out = tmp_path / "t.pftrace"
     assert run_profinfer("export", trace.path, "-o", out).returncode == 0
+
+
+def test_the_servers_whole_run_is_told_to_the_nanosecond(
+    served: tuple[Trace, list[dict]],
+) -> None:
+    trace, _ = served
+    told = ledger(trace)
+    life = trace.life
+    assert life.whole and told.total is not None
+    assert int(told.frame["time_ns"].sum()) == told.total["time_ns"] == life.end_ns - life.begin_ns

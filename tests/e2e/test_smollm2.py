@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import subprocess
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 from engine_dump import assert_same_graph, dumped_nodes
 
+from profinfer.analysis.lifeledger import ledger
 from profinfer.model.trace import Trace
 
 pytestmark = pytest.mark.e2e
@@ -171,6 +173,33 @@ def test_the_growing_kv_cache_is_seen(
     assert (seen >= need).all()
     assert (seen - need < 256).all()
     assert sorted(set(seen)) == [256, 512]
+
+
+def test_the_whole_run_is_told_to_the_nanosecond(run: Run) -> None:
+    """From exec to exit; the engine's own time to load and to compute is what the rows say."""
+    told = ledger(run.trace)
+    time = dict(zip(told.frame["part"], told.frame["time_ns"].tolist(), strict=True))
+    life = run.trace.life
+    assert life.whole and told.total is not None
+    assert sum(time.values()) == told.total["time_ns"] == life.end_ns - life.begin_ns
+    calls = run.trace.calls
+    assert life.begin_ns < calls["begin_ns"].min() and calls["end_ns"].max() < life.end_ns
+    # One thread makes all calls, one after the other: the rows of phases are their sum.
+    inside = sum(ns for part, ns in time.items() if part.split(".")[0] in ("prefill", "decode"))
+    of_phase = calls[calls["phase"].isin(("prefill", "decode"))]
+    spent = int((of_phase["end_ns"] - of_phase["begin_ns"]).sum())
+    walk = run.trace.graphs["walk_ns"][run.trace.graphs["phase"] != "warmup"].sum()
+    assert inside == spent - walk
+    assert sum(ns for part, ns in time.items() if part.startswith("load.")) > 0
+
+
+def test_findings_of_the_run_can_be_explained(run: Run, run_profinfer) -> None:
+    done = run_profinfer("report", str(run.trace.path), "--explain", "--format", "json")
+    assert done.returncode == 0, done.stderr
+    # Of the model and its options nothing is wrong; what the machine does meanwhile is another
+    # matter.
+    settings = {"sampling", "graph_build", "output_head", "attention", "small_pieces"}
+    assert not {f["name"] for f in json.loads(done.stdout)["findings"]} & settings
 
 
 def test_a_model_whose_name_is_no_text(tmp_path: Path, llama_bin, smollm2, run_profinfer) -> None:

@@ -111,7 +111,7 @@ def test_constants(tmp_path: Path) -> None:
     wanted |= {f"PF_OP_{kind.name}": kind.value for kind in schema.OpKind}
     header = HEADER.read_text()
     names = re.findall(
-        r"\bPF_((?:CNT|WARMUP|GRAPH|OPS|PTRS|CALL|SEQS|SCHED|FAULT|READ|SPLIT|COPY|SYNC)_[A-Z_]+)\b",
+        r"\bPF_((?:CNT|WARMUP|GRAPH|OPS|PTRS|CALL|SEQS|SCHED|FAULT|READ|SPLIT|COPY|SYNC|REQUEST)_[A-Z_]+)\b",
         header,
     )
     for name in set(names) - {k.name for k in schema.Kind}:

@@ -41,21 +41,26 @@ def moved(tmp_path: Path) -> float:
     trace = trace_with(tmp_path, {2: 1.0})
     wall = bandwidth_wall(trace)
     assert wall is not None
-    return wall[0]
+    return float(wall.evidence["of_memory"].value)
 
 
 def test_at_the_wall(tmp_path: Path, moved: float) -> None:
     trace = trace_with(tmp_path, {1: moved, 2: moved / 0.8})
-    share, text = bandwidth_wall(trace) or (0.0, "")
-    assert share == pytest.approx(0.8)
-    assert "(80 %); more threads will not help" in text
+    said = bandwidth_wall(trace)
+    assert said is not None and said.prize is None
+    assert said.evidence["of_memory"].value == pytest.approx(0.8)
+    assert "(80 %); more threads will not help" in said.text
     assert "bandwidth" in [f.name for f in findings(trace, trace.select())]
 
 
 def test_more_threads_would_help(tmp_path: Path, moved: float) -> None:
     trace = trace_with(tmp_path, {2: moved / 0.9, 4: 2 * moved / 0.9})
-    _, text = bandwidth_wall(trace) or (0.0, "")
-    assert text.endswith("4 threads read 2.0 times as much: try -t 4")
+    said = bandwidth_wall(trace)
+    assert said is not None and said.prize is not None
+    assert said.text.endswith("4 threads read 2.0 times as much") and said.tries == "-t 4"
+    # Half of what memory takes, which is 90 % of the operators' time.
+    walls = trace.sums(trace.select(phase="decode")).wall.sum()
+    assert said.prize.ns == pytest.approx(0.45 * walls, rel=0.01)
 
 
 def test_far_from_the_wall(tmp_path: Path, moved: float) -> None:

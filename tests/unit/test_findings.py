@@ -69,13 +69,28 @@ def test_more_threads_than_cpus(tmp_path: Path) -> None:
     said = found(trace)["oversubscribed"]
     assert said.share == pytest.approx(0.45, abs=0.1)
     assert said.text.startswith("4 threads share 2 CPUs: 4")
-    assert said.text.endswith("% of op time runnable, not running; try -t 2")
+    assert said.text.endswith("% of op time runnable, not running")
+    assert said.tries == "-t 2"
+    assert said.evidence["threads"].value == 4
     assert "shared" not in found(trace)
     # The same on four CPUs: something else must keep them busy.
     run.b.meta["limits"] = {"cpus": [0, 1, 2, 3]}
     said_also = found(run.trace(tmp_path))
     assert "oversubscribed" not in said_also
     assert said_also["shared"].text.startswith("4 threads took turns although they may use 4 CPUs")
+
+
+def test_the_prize_of_fewer_threads(tmp_path: Path) -> None:
+    """Four threads run for a quarter of the time: 2 CPUs would do it in half of the wall time."""
+    run = Run((77, 78, 79, 80))
+    run.graphs(10)
+    for tid in run.tids:
+        for at in range(1, 201, 4):
+            run.away(tid, at * MS + (tid - 77) * MS, 3 * MS, (77 if tid != 77 else 78, 77, "llama"))
+    said = found(run.trace(tmp_path))["oversubscribed"]
+    assert said.prize is not None and said.prize.how.endswith("spread evenly over 2 CPUs")
+    assert said.prize.ns == pytest.approx(100 * MS, rel=0.03)
+    assert said.prize.share == pytest.approx(0.5, abs=0.02)
 
 
 def test_who_drove_a_thread_away_is_named(tmp_path: Path) -> None:
@@ -173,7 +188,7 @@ def test_a_quota(tmp_path: Path) -> None:
     run.graphs(2)
     said = found(run.trace(tmp_path))["throttled"]
     assert "quota of 0.5 CPUs in 20 of 30 periods, 1.00 s in all" in said.text
-    assert said.text.endswith("try -t 1, or raise cpu.max of /sys/fs/cgroup/x")
+    assert said.tries == "-t 1, or raise cpu.max of /sys/fs/cgroup/x"
 
 
 def test_a_quota_that_was_not_reached(tmp_path: Path) -> None:

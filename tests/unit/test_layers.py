@@ -25,7 +25,7 @@ LAYERS: dict[str, tuple[int, set[str]]] = {
     "capture": (4, {"bcc"}),
     "model": (5, {"numpy", "pandas"}),
     "analysis": (6, {"numpy", "pandas"}),
-    "render": (7, {"rich", "perfetto", "numpy", "pandas", "google"}),
+    "render": (7, {"rich", "perfetto", "numpy", "pandas", "google", "pyarrow"}),
     "cli": (8, {"click", "rich"}),
     # The package itself and python -m: the top.
     "__init__": (9, set()),
