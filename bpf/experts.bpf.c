@@ -124,10 +124,9 @@ int pf_expert_step(struct pt_regs *ctx)
             goto unread;
         if (rows > PF_ROWS_PER_STEP)
             rows = PF_ROWS_PER_STEP;
-        u32 at = 0;
-        for (u32 i = 0; i < PF_ROWS_PER_STEP; i++) {
-            if (i >= rows)
-                break;
+        u32 at = 0, i;
+        PF_KEEP_BOUND(rows); /* as for PF_EACH_PTR */
+        for (i = 0; pf_kept(&i) < PF_ROWS_PER_STEP && i < rows; i++) {
             bad |= pf_read_user(&r->id[at & (PF_IDS_PER_RECORD - 1)], bytes, (void *)data);
             at += used;
             data += stride;
