@@ -13,7 +13,6 @@ import pandas as pd
 
 from profinfer.analysis import notes
 from profinfer.analysis.backendwork import of_selection
-from profinfer.analysis.finding import Finding, as_notes
 from profinfer.analysis.result import Column, Note, Result
 from profinfer.analysis.shapes import with_problem
 from profinfer.model.selection import Selection
@@ -111,7 +110,7 @@ def compare(
             *notes.losses(trace),
             *notes.losses(other),
             *notes.cut(len(shown), len(frame)),
-            *as_notes(found),
+            *(Note("info", f"- {outcome.text}") for outcome in found),
             *([] if not only else [_only(only)]),
         ),
         total,
@@ -122,7 +121,22 @@ def _only(n: int) -> Note:
     return Note("info", f"{n:,} kinds of operator ran in one of the two only: left out")
 
 
-def verdicts(frame: pd.DataFrame, here: Side, there: Side) -> list[Finding]:
+@dataclass(frozen=True)
+class Outcome:
+    """One thing that going to another backend did.
+
+    Attributes:
+        name: ``moved``, ``gain_eaten`` or ``calls``.
+        share: of the other recording's time a call; above 0 it is won, of ``gain_eaten`` lost.
+        text: a clause.
+    """
+
+    name: str
+    share: float
+    text: str
+
+
+def verdicts(frame: pd.DataFrame, here: Side, there: Side) -> list[Outcome]:
     """What moved to another backend, what that won, and what the calls have of it."""
     if not here.call_ns or not there.call_ns:
         return []
@@ -136,7 +150,7 @@ def verdicts(frame: pd.DataFrame, here: Side, there: Side) -> list[Finding]:
         if len(lost):
             parts.append(f"{len(lost)} lost {format_ns(-lost['saved_ns'].sum())}")
         text = f"on {backend} {' and '.join(parts)} a call"
-        out.append(Finding("moved", float(mine["saved_ns"].sum()) / there.call_ns, text))
+        out.append(Outcome("moved", float(mine["saved_ns"].sum()) / there.call_ns, text))
     gain = float(moved["saved_ns"].sum())
     calls = there.call_ns - here.call_ns
     eaten = gain - calls
@@ -153,9 +167,9 @@ def verdicts(frame: pd.DataFrame, here: Side, there: Side) -> list[Finding]:
             text = (
                 f"operators won {format_ns(gain)} a call, and {format_ns(eaten)} are lost: {where}"
             )
-        out.append(Finding("gain_eaten", eaten / there.call_ns, text))
+        out.append(Outcome("gain_eaten", eaten / there.call_ns, text))
     if abs(calls) > LEAST * there.call_ns:
         word = "shorter" if calls > 0 else "longer"
         text = f"a call is {format_ns(abs(calls))} ({format_percent(abs(calls) / there.call_ns)}) "
-        out.append(Finding("calls", calls / there.call_ns, f"{text}{word} than in the other"))
+        out.append(Outcome("calls", calls / there.call_ns, f"{text}{word} than in the other"))
     return out

@@ -84,7 +84,7 @@ def test_hostile_text_is_shown_not_obeyed(tmp_path: Path) -> None:
     odd = b"caf\xe9".decode("utf-8", "surrogateescape")
     b = TraceBuilder(target={"argv": ["./x", "[red]bold[/red]", odd, "a" * 300]})
     text = info(b.write(tmp_path / "t.pf"))
-    assert "[red]bold[/red]" in text and "\\udce9" in text
+    assert "[red]bold[/red]" in text and "\\xe9" in text
     assert text.replace("\n", "").replace(" ", "").count("a" * 300) == 1
     assert all(len(line) <= 80 for line in text.splitlines())
 

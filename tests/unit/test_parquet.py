@@ -36,8 +36,10 @@ def test_every_table_with_its_units(trace: Trace, tmp_path: Path) -> None:
             unit, meaning = columns[field.name]
             assert field.metadata == {b"unit": unit.encode(), b"description": meaning.encode()}
         read = pd.read_parquet(folder / f"{name}.parquet")
+        table = trace.tables[name].reset_index(drop=True)
+        # A file without rows does not say what the values of a category would have been.
         pd.testing.assert_frame_equal(
-            read, trace.tables[name].reset_index(drop=True), check_categorical=False
+            read, table, check_categorical=False, check_dtype=len(table) > 0
         )
 
 

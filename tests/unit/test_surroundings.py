@@ -216,7 +216,7 @@ def test_a_slow_clock_and_heat_are_findings(tmp_path: Path) -> None:
     found = {f.name: f.text for f in views.findings(trace)}
     assert "CPU 0 ran at 1.2 to 3.4 of 3.4 GHz, below 80 % of it in 60 %" in found["slow_clock"]
     assert "CPU 1" not in str(found)
-    assert found["heat"].startswith("heat lowered the clock 6 times (of the core);")
+    assert found["heat"].startswith("heat lowered the clock 6 times (of the core)")
     assert views.frequency(trace).frame["mean_mhz"].tolist()[1] == 800
 
 
