@@ -314,7 +314,7 @@ def _head(
     asked: DiffOptions,
 ) -> dict[str, Any]:  # fmt: skip
     """What the JSON document begins with."""
-    from profinfer.cli.report import about
+    from profinfer.cli.about import about
 
     return {
         "schema": SCHEMA,
