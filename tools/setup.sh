@@ -192,12 +192,15 @@ build_backends() { # DIR
             -o "$dir/bin/llama-$program" "$src/examples/$program/$program.cpp" \
             -L"$lib" -lllama-common -lllama -lggml -lggml-base -Wl,-rpath,"$lib"
     done
+    g++ $base -O1 -DLLAMA_SHARED -I"$src/include" -I"$src/common" -I"$src/vendor" \
+        -o "$dir/bin/llama-quantize" "$src"/tools/quantize/{quantize,main}.cpp \
+        -L"$lib" -lllama-common -lllama -lggml -lggml-base -Wl,-rpath,"$lib"
 }
 
 step_backends() {
     local dir=$CACHE/llama.cpp-$LLAMA_VERSION/backends key
     key="$LLAMA_VERSION $(declare -f build_backends | sha256sum | cut -c 1-32)"
-    stamped backends "$key" && [ -x "$dir/bin/llama-speculative-simple" ] && return
+    stamped backends "$key" && [ -x "$dir/bin/llama-quantize" ] && return
     rm -rf "$CACHE/stamps/backends" "$dir" "$dir.part"
     run backends "Building BLAS and RPC as plug-ins" build_backends "$dir.part"
     mv "$dir.part" "$dir"

@@ -54,6 +54,10 @@ def findings(trace: Trace, selection: Selection) -> list[Finding]:
             run or at the phase that they are about.
     """
     wall = bandwidth_wall(trace)
+    # These weigh operators against the whole: what record --ops and --layers left out is missing.
+    weighed = []
+    if not trace.narrowed.by_node:
+        weighed = [*stepfindings.findings(trace), *prefillfindings.findings(trace)]
     return ranked(
         [
             *schedfindings.findings(Scope(trace, selection)),
@@ -62,8 +66,7 @@ def findings(trace: Trace, selection: Selection) -> list[Finding]:
             *expertfindings.findings(trace, selection),
             *surroundings.findings(trace),
             *([wall] if wall is not None else []),
-            *stepfindings.findings(trace),
-            *prefillfindings.findings(trace),
+            *weighed,
         ]
     )
 

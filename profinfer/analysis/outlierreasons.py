@@ -62,6 +62,7 @@ def reason(trace: Trace, steps: Steps, excess: Excess) -> str:
         parts.SAMPLING: "sampling took longer",
         parts.BUILD: "the engine took longer to build and schedule the same graph",
         parts.GAPS: "a thread came late to the graph, or left it late",
+        parts.NOT_RECORDED: "operators that were not recorded took longer",
         parts.WALK: "profinfer read the graph",
     }.get(name, f"{name} took longer")
 

@@ -24,6 +24,7 @@ Mask = npt.NDArray[np.bool_]
 TORN = "partly recorded"
 EMPTY = "empty nodes"
 GAPS = "starting, leaving"
+NOT_RECORDED = "not recorded"  # with GAPS, where record --ops or --layers left operators out
 GRAPHS = "graphs"
 WALK = "profinfer reading"
 BUILD = "building graphs"
@@ -120,7 +121,8 @@ def decode_steps(trace: Trace, selection: Selection) -> Steps:
     rest: list[tuple[str, I64]] = []
     if names:
         gaps = in_graphs - matrix.sum(axis=1) - torn - empty
-        rest += [(TORN, torn), (EMPTY, empty), (GAPS, gaps)]
+        rest += [(TORN, torn), (EMPTY, empty)]
+        rest.append((NOT_RECORDED if trace.narrowed.by_node else GAPS, gaps))
     else:
         rest.append((GRAPHS, in_graphs))
     rest += [

@@ -236,7 +236,13 @@ def _check(a: list[Trace], b: list[Trace], phases: list[str], asked: DiffOptions
         raise UsageProblem("CSV holds one table, this would be several", f"one of {names}")
     if asked.tokens and asked.phase not in (None, "decode"):
         raise UsageProblem("--tokens counts decoded tokens", "--phase decode --tokens 0:10")
+    first = a[0]
     for trace in (*a, *b):
+        if trace.narrowed != first.narrowed and len(trace.ops) and len(first.ops):
+            raise UsageProblem(
+                f"{first.path} and {trace.path} were recorded of different operators or threads",
+                "record both with the same --ops, --layers and --threads",
+            )
         if asked.corrected and probe_cost_ns(trace) is None:
             raise UsageProblem(
                 f"{trace.path} does not say what a probe costs: there is nothing to correct by",

@@ -1,16 +1,40 @@
 """Layer 2: the probes of what goes on between backends, and inside them on the host, as data.
 
-A few hits a graph and backend. Names that exist in some engines only are optional. C++ names are of
-the Itanium ABI; ``_ZL`` begins those of static functions, which a stripped library has lost.
+A few hits a graph and backend; none for copies and waits where all compute in the CPU's own memory.
+Names that exist in some engines only are optional. C++ names are of the Itanium ABI; ``_ZL`` begins
+those of static functions, which a stripped library has lost.
 """
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
+
 from profinfer.probes.spec import Level, ProbeSpec
+
+# Backends that compute in the CPU's own memory: nothing is copied to them, nobody waits for them.
+ON_HOST = {"cpu", "blas"}
+# What else ggml_backend_NAME_reg and _init stand for: buffers, devices, views of graphs (2026).
+_NO_BACKENDS = {"buffer", "dev", "view", "sched"}
+_BACKEND = re.compile(r"^ggml_backend_([a-z0-9]+)_(?:reg|init)$")
+
+
+def backends_apart(functions: Iterable[str]) -> set[str]:
+    """Names of the backends with a memory of their own, of which these functions tell."""
+    found = {match[1] for name in functions if (match := _BACKEND.match(name))}
+    return found - ON_HOST - _NO_BACKENDS
 
 
 def _spec(role: str, *names: str, arguments: int, optional: bool = True) -> ProbeSpec:
-    return ProbeSpec(role, names, Level.graph, arguments=arguments, returns=True, optional=optional)
+    return ProbeSpec(
+        role,
+        names,
+        Level.graph,
+        arguments=arguments,
+        returns=True,
+        optional=optional,
+        apart=True,
+    )
 
 
 def _work(role: str, image: str, *names: str, arguments: int = 0) -> ProbeSpec:
@@ -62,6 +86,7 @@ BACKEND_SPECS = (
         "copy.backend",
         ("*ggml_backend_*_cpy_tensor_async*",),
         Level.graph,
+        apart=True,
         arguments=4,
         returns=True,
         every=True,

@@ -9,7 +9,7 @@ from collections import ChainMap
 
 from profinfer.elf.modules import Program
 from profinfer.errors import TargetError
-from profinfer.probes.backend_catalog import BACKEND_SPECS
+from profinfer.probes.backend_catalog import BACKEND_SPECS, backends_apart
 from profinfer.probes.catalog import SAMPLER_FALLBACK, SPECS
 from profinfer.probes.cost import hit_cost
 from profinfer.probes.debug_layout import debug_layout
@@ -39,8 +39,13 @@ def make_plan(program: Program, level: str = "op") -> ProbePlan:
     layout, why_not = choose_layout(facts, functions, debug_layout(program.images))
     draft = Draft(program.images)
     played = {role for image in program.images for role in image.roles}
+    apart = backends_apart(functions)
     for spec in (*SPECS, *BACKEND_SPECS):
         if spec.level > wanted or (spec.within and spec.within not in played):
+            continue
+        if spec.apart and not apart:
+            if not spec.optional:
+                draft.skip(spec.names[0], spec.role, "no backend here has a memory of its own")
             continue
         if spec.level >= Level.graph and layout is None:
             if spec.optional:

@@ -31,6 +31,7 @@ class ProbeSpec:
         every: probe each of ``names`` that exists, not the first only.
         many: a name may stand for several functions, in several images: probe all of them.
         optional: engines without it are common; it is not noted as missing.
+        apart: not wanted where all backends compute in the CPU's own memory.
         within: not wanted, and not missed, where no image plays this role.
     """
 
@@ -44,4 +45,5 @@ class ProbeSpec:
     every: bool = False
     many: bool = False
     optional: bool = False
+    apart: bool = False
     within: str = ""

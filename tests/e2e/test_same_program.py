@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from subprocess import CompletedProcess
@@ -66,3 +67,19 @@ def test_flash_attention_off_is_told_by_the_graph(
     done = run_profinfer("diff", traces[0].path, b.path)
     assert done.returncode == 0 and "the graphs differ" in " ".join(done.stdout.split())
     assert "-fa off" in done.stdout
+
+
+def test_another_quantization_pairs_with_the_same_operators(
+    traces: list[Trace], tmp_path: Path, llama_bin: Path, smollm2: Path, run_profinfer: Run
+) -> None:
+    """Only the types of the weights differ, and each product is told with both."""
+    model = tmp_path / "q8_0.gguf"
+    tool = llama_bin.parents[1] / "backends" / "bin" / "llama-quantize"
+    subprocess.run([tool, "--allow-requantize", smollm2, model, "Q8_0", "2"],
+                   check=True, capture_output=True)  # fmt: skip
+    b = record(run_profinfer, tmp_path / "q8.pf", llama_bin, model)
+    changes = Changes(compare([traces[0]], [b], "decode"))
+    assert (changes.of.units["by"] == "name").all()
+    done = run_profinfer("diff", traces[0].path, b.path, "--phase", "decode")
+    assert done.returncode == 0, done.stderr
+    assert "q4_1" in done.stdout and "q8_0" in done.stdout

@@ -212,7 +212,7 @@ static inline bool ggml_op_is_empty(enum ggml_op op) {
 struct ggml_threadpool *ggml_threadpool_new(int n_threads);
 void ggml_threadpool_free(struct ggml_threadpool *tp);
 ggml_backend_t ggml_backend_cpu_init(struct ggml_threadpool *tp, int n_threads);
-ggml_backend_t fake_backend_accel_init(void); /* second backend: runs its nodes by itself */
+ggml_backend_t ggml_backend_accel_init(void); /* second backend: runs its nodes by itself */
 enum ggml_status ggml_graph_compute(struct ggml_cgraph *cgraph, struct ggml_cplan *cplan);
 /* libllama */
 struct fake_options {

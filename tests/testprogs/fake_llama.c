@@ -208,7 +208,7 @@ lctx *llama_init_fake(const struct fake_options *o) {
     c->tp = ggml_threadpool_new(o->threads);
     c->sched = (struct ggml_backend_sched){.n_splits = o->splits, .uid = o->uid};
     c->sched.backend[0] = ggml_backend_cpu_init(c->tp, o->threads);
-    c->sched.backend[1] = fake_backend_accel_init();
+    c->sched.backend[1] = ggml_backend_accel_init();
     c->arena = calloc(MAX_NODES, sizeof *c->arena);
     c->store = calloc(MAX_LEAFS, sizeof *c->store);
     c->info = calloc(MAX_NODES, sizeof *c->info);

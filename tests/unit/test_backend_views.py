@@ -22,7 +22,7 @@ from profinfer.elf.modules import open_program
 from profinfer.elf.plugins import plugins
 from profinfer.errors import UsageProblem
 from profinfer.model.trace import Trace
-from profinfer.probes.backend_catalog import BACKEND_SPECS
+from profinfer.probes.backend_catalog import BACKEND_SPECS, backends_apart
 from profinfer.probes.plan import make_plan
 from profinfer.render.backendtracks import backend_events
 from profinfer.render.perfetto import write
@@ -357,3 +357,12 @@ def test_symbols_of_prebuilt_libraries(symbol: str, role: str | None) -> None:
         spec.role for spec in BACKEND_SPECS if any(fnmatchcase(symbol, name) for name in spec.names)
     }
     assert matching == ({role} if role else set())
+
+
+def test_backends_with_a_memory_of_their_own() -> None:
+    """Symbols of real libraries: CPU and BLAS compute where the CPU does."""
+    cpu = ["ggml_backend_cpu_reg", "ggml_backend_cpu_init", "ggml_backend_blas_reg",
+           "ggml_backend_buffer_init", "ggml_backend_dev_init", "ggml_backend_view_init",
+           "ggml_backend_dev_backend_reg", "ggml_backend_reg_get"]  # fmt: skip
+    assert backends_apart(cpu) == set()
+    assert backends_apart([*cpu, "ggml_backend_rpc_reg", "ggml_backend_vk_init"]) == {"rpc", "vk"}

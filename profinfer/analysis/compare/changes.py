@@ -121,6 +121,7 @@ class Changes:
         with np.errstate(divide="ignore", invalid="ignore"):
             change = np.where(a > 0, b / a - 1, np.nan)
         sure = (p <= noise.LEVEL) & (np.abs(own_ns) >= self.noise.material * whole)
+        sure &= np.isfinite(own) & np.isfinite(own_ns)
         verdict = np.where(sure, np.where(own > 0, "slower", "faster"), "")
         verdict = np.where((a == 0) & (b > 0), "new", np.where((b == 0) & (a > 0), "gone", verdict))
         return frame.assign(
