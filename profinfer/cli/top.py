@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
@@ -179,7 +180,8 @@ def _watch(
     end = f"q or Ctrl-C: end; {goes_on}" if live else ""
     looks = Looks(options, by, limit, interval, end)
     shown = 0
-    with open_screen(live, sys.stdin) as screen:
+    # Ctrl-C may come while a look is worked out, too.
+    with open_screen(live, sys.stdin) as screen, contextlib.suppress(KeyboardInterrupt):
         asked = time.monotonic()
         while recorder.end is None and (count is None or shown < count):
             if screen.wait(max(asked + interval - time.monotonic(), 0), recorder.fileno()):

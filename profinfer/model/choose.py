@@ -82,6 +82,8 @@ def choose(trace: Trace, wish: Wish, *, sampled: Mask, joined: bool) -> Selectio
         nodes_kept &= (layers >= low) & (layers < high)
         one = high == low + 1
         filters.append(f"layer {low}" if one else f"layers {low}:{high}")
+    if trace.narrowed.by_node:
+        filters.append(f"only {trace.narrowed.text} recorded")
     return Selection(
         phase=wish.phase,
         calls=kept,
