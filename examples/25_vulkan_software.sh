@@ -5,7 +5,7 @@
 # The engine passes over a device that is a CPU unless it is named: GGML_VK_VISIBLE_DEVICES, -dev.
 . "$(dirname "$0")/paths.sh"
 VULKAN=${VULKAN:-$BACKENDS/vulkan/libggml-vulkan.so}
-[ -f "$VULKAN" ] || { echo "no $VULKAN: set VULKAN" >&2; exit 0; }
+[ -f "$VULKAN" ] || { echo "no $VULKAN: set VULKAN" >&2; exit 77; }
 export GGML_BACKEND_PATH=$VULKAN GGML_VK_VISIBLE_DEVICES=0 GGML_VK_PERF_LOGGER=1
 
 say profinfer record --force -o vulkan.pf -- $LLAMA/llama-completion -m $MODEL -t 2 -n 6 -ngl 8 \

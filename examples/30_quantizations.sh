@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# The same model in two quantizations: what eight bits a weight cost where four were, operator by
-# operator, and how near either is to what the memory can do. Five runs of each, in turns.
+# The same model in two quantizations: which is faster here, in which operators, and how near each is to
+# what the memory can do. Five runs of each, in turns.
 . "$(dirname "$0")/paths.sh"
 "$BACKENDS/bin/llama-quantize" --allow-requantize "$MODEL" q8_0.gguf Q8_0 2 >/dev/null 2>&1
 

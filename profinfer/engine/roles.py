@@ -29,6 +29,8 @@ class RoleRules:
             )
             for rule in data["rule"]
         ]
+        # Whoever looks every second, or at several traces, asks for the same nodes again.
+        self._known: dict[tuple[str, str, str], str] = {}
         self._layer_weight = re.compile(data["layer"]["weight"])
         self._layer_node = [re.compile(p) for p in data["layer"]["node"]]
 
@@ -44,6 +46,12 @@ class RoleRules:
             One of ``order``; "other" if no rule fits.
         """
         texts = (op, weight, name)
+        known = self._known.get(texts)
+        if known is None:
+            known = self._known[texts] = self._role(texts)
+        return known
+
+    def _role(self, texts: tuple[str, str, str]) -> str:
         for rule in self._rules:
             if all(p.search(texts[i]) for i, p in rule.patterns):
                 return rule.role

@@ -105,7 +105,7 @@ def _numbers(view: LiveView, about: About, width: int) -> list[Text]:
         memory.append(f"{format_bytes(about.rss)} resident")
         if about.file is not None:
             memory.append(f"{format_bytes(about.file)} of files")
-    limit = "" if about.limit is None else f", kept below {100 * about.limit:g} %"
+    limit = "" if about.limit is None else f", limit {100 * about.limit:g} %"
     cost = "not known yet" if about.cost is None else format_percent(about.cost)
     probes = [f"cost {cost}{limit}", f"{about.lost:,} LOST" if about.lost else "none lost"]
     probes.append(f"profinfer uses {100 * about.own_cpu:.0f} % of a CPU")
