@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # A prompt of 256 tokens with OpenBLAS, with BLIS, and with the engine's own kernels. BLAS is loaded as
-# a plug-in: the program is the same. Weights are made float for every product: "in library" is the rest.
+# a plug-in: the program is the same. Weights are made float for every product: "library" is the rest.
 # The output beside this was made while other programs ran on the two CPUs; times scatter.
 . "$(dirname "$0")/paths.sh"
 

@@ -12,6 +12,7 @@ from profinfer.analysis import notes
 from profinfer.analysis.backends import chosen
 from profinfer.analysis.result import Column, Result
 from profinfer.analysis.shapes import with_problem
+from profinfer.model.opsched import running_during
 from profinfer.model.selection import Selection
 from profinfer.model.trace import Trace
 
@@ -24,7 +25,13 @@ _OPS = (
     Column("time_ns", "time", "ns", "On the host: computing it, or recording its commands."),
     Column("share", "share", "ratio", "Part of the time in this view.", bar=True),
     Column("mean_ns", "mean", "ns", "Time of one."),
-    Column("library_share", "in library", "ratio", "Part inside the library behind it (gemm)."),
+    Column("library_share", "library", "ratio", "Part inside the library behind it (gemm)."),
+    Column(
+        "threads",
+        "threads",
+        "number",
+        "Threads of the program on a CPU meanwhile, mean: also those that only spin.",
+    ),
 )
 
 
@@ -33,7 +40,12 @@ def operators(trace: Trace, selection: Selection, top: int | None = None) -> Res
     table = of_selection(trace, selection)
     frame = (
         table.groupby(["backend", "op", "problem", "types"], observed=True)
-        .agg(calls=("time_ns", "size"), time_ns=("time_ns", "sum"), library=("library_ns", "sum"))
+        .agg(
+            calls=("time_ns", "size"),
+            time_ns=("time_ns", "sum"),
+            library=("library_ns", "sum"),
+            cpu=("cpu_ns", "sum"),
+        )
         .reset_index()
         .sort_values("time_ns", ascending=False, kind="stable")
         .reset_index(drop=True)
@@ -43,6 +55,7 @@ def operators(trace: Trace, selection: Selection, top: int | None = None) -> Res
     frame["mean_ns"] = frame["time_ns"] / frame["calls"]
     spent = frame["time_ns"].where(frame["library"] > 0)
     frame["library_share"] = frame["library"] / spent
+    frame["threads"] = frame["cpu"] / spent if trace.has_sched else np.nan
     total = {"calls": int(frame["calls"].sum()), "time_ns": whole, "share": 1.0 if whole else None}
     if whole and frame["library"].sum():
         total["library_share"] = float(frame["library"].sum() / whole)
@@ -59,7 +72,7 @@ def operators(trace: Trace, selection: Selection, top: int | None = None) -> Res
 
 
 def of_selection(trace: Trace, selection: Selection) -> pd.DataFrame:
-    """Rows of ``backend_ops`` with backend, op, problem, types and time_ns."""
+    """Rows of ``backend_ops`` with backend, op, problem, types, time_ns, cpu_ns of all threads."""
     ops = trace.backend_ops
     splits = trace.splits
     mine = chosen(trace, splits, selection)["split_id"]
@@ -68,6 +81,7 @@ def of_selection(trace: Trace, selection: Selection) -> pd.DataFrame:
     out = ops.assign(
         backend=splits["backend"].astype(str).to_numpy()[ops["split_id"].to_numpy()],
         time_ns=ops["end_ns"] - ops["begin_ns"],
+        cpu_ns=running_during(trace.schedule, ops["begin_ns"].to_numpy(), ops["end_ns"].to_numpy()),
     )
     return out.join(nodes.iloc[out["node_id"].to_numpy()].set_axis(out.index))
 

@@ -125,6 +125,26 @@ def per_operator(rows: Rows, schedule: Schedule) -> OpSched:
     return out
 
 
+def running_during(schedule: Schedule, begin: I64, end: I64) -> I64:
+    """Time that the target's threads were on CPUs, all of them summed, in each stretch.
+
+    Args:
+        schedule: of the target.
+        begin: of the stretches, ns.
+        end: of the stretches, ns.
+    """
+    ran = schedule.state == RUNNING
+    total = np.zeros(len(begin), np.int64)
+    # Up to a moment t, what began before contributes t - begin, and what ended, t - end too much.
+    for edge, sign in ((schedule.begin[ran], 1), (schedule.end[ran], -1)):
+        edge = np.sort(edge)
+        summed = np.r_[0, np.cumsum(edge - edge[:1].sum())]
+        for moment, side in ((end, sign), (begin, -sign)):
+            n = np.searchsorted(edge, moment, side="right")
+            total += side * (n * (moment - edge[:1].sum()) - summed[n])
+    return total
+
+
 def within(begin: I64, end: I64, since: I64, until: I64) -> I64:
     """How much of each stretch lies inside the operators of its thread.
 

@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 from conftest import LLAMA_BIN, REPO, TERMINAL
 
+from profinfer.analysis.backendwork import operators
 from profinfer.analysis.contexts import checks
 from profinfer.analysis.hosttime import host_time
 from profinfer.model.trace import Trace
@@ -99,6 +100,9 @@ def test_every_gemm_is_found_in_its_operator(blas: dict[str, Trace], make: str) 
     split = trace.splits.iloc[ops["split_id"].to_numpy()]
     assert (ops["begin_ns"].to_numpy() >= split["begin_ns"].to_numpy()).all()
     assert (ops["end_ns"].to_numpy() <= split["end_ns"].to_numpy()).all()
+    # Of two threads on two CPUs: somebody computed, and never more than there are.
+    busy = operators(trace, trace.select()).frame["threads"]
+    assert len(busy) and busy.between(0.3, 2.05).all()
 
 
 def test_cpu_and_blas_together_run_the_whole_graph(blas: dict[str, Trace]) -> None:
@@ -118,7 +122,7 @@ def test_report_by_backend_and_against(blas: dict[str, Trace], run_profinfer) ->
     here, there = (str(blas[k].path) for k in ("openblas", "none"))
     done = run_profinfer("report", here, "--by", "backend", "--phase", "prefill")
     assert done.returncode == 0, done.stderr
-    assert re.search(r"^  BLAS +\d+", done.stdout, re.M) and "in library" in done.stdout
+    assert re.search(r"^  BLAS +\d+", done.stdout, re.M) and "threads" in done.stdout
     assert "CPU" in done.stdout and "MUL_MAT" in done.stdout
     done = run_profinfer(
         "report", here, "--by", "backend", "--phase", "prefill", "--against", there

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from builders import Graph, Node, TraceBuilder
 
-from profinfer.model.opsched import within
+from profinfer.model.opsched import running_during, within
+from profinfer.model.schedule import BLOCKED, RUNNABLE, RUNNING
 from profinfer.model.trace import Trace
 from profinfer.tracefile.schema import CNT_LOST, Kind
 
@@ -173,3 +175,21 @@ def test_random_events_add_up(tmp_path: Path) -> None:
         assert (mine["begin_ns"].to_numpy()[1:] == mine["end_ns"].to_numpy()[:-1]).all()
         assert mine["begin_ns"].iloc[0] == START
     assert set(s["state"]) == {"running", "runnable", "blocked", "unknown"}
+
+
+def test_running_time_of_all_threads_during_stretches() -> None:
+    rng = np.random.default_rng(5)
+    n = 60
+    begin = np.sort(rng.integers(0, 10**6, n)) + 10**15
+    end = begin + rng.integers(0, 40_000, n)
+    state = rng.choice([RUNNING, RUNNABLE, BLOCKED], n).astype(np.int8)
+    held = SimpleNamespace(begin=begin, end=end, state=state)
+    since = rng.integers(0, 10**6, 30) + 10**15
+    until = since + rng.integers(1, 200_000, 30)
+    ran = state == RUNNING
+    for got, a, b in zip(running_during(held, since, until), since, until, strict=True):
+        inside = np.minimum(end[ran], b) - np.maximum(begin[ran], a)
+        assert got == inside.clip(min=0).sum()
+    assert running_during(held, since[:0], until[:0]).tolist() == []
+    none = SimpleNamespace(begin=begin[:0], end=end[:0], state=state[:0])
+    assert not running_during(none, since, until).any()
