@@ -5,17 +5,16 @@ Owns the options, where the file goes and what is said about it.
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 import stat
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import click
 
 from profinfer.cli import options as shared
+from profinfer.cli.outfile import created
 from profinfer.cli.timelineoptions import ExportOptions, timeline_options
 from profinfer.errors import ProfinferError, UsageProblem
 
@@ -44,31 +43,6 @@ def _is_plain(options: ExportOptions) -> bool:
     return found is None or stat.S_ISREG(found.st_mode)
 
 
-@contextlib.contextmanager
-def _create(path: Path, whole: bool) -> Iterator[BinaryIO]:
-    """The output file.
-
-    Args:
-        path: where.
-        whole: it appears under its name when it is complete, or not at all; a device or a pipe
-            has to be written as it is.
-
-    Raises:
-        ProfinferError: it could not be written.
-    """
-    part = path.with_name(path.name + ".part") if whole else path
-    try:
-        with part.open("wb") as out:
-            yield out
-        if whole:
-            part.replace(path)
-    except OSError as error:
-        raise _failed(path, error) from error
-    finally:
-        if whole:
-            part.unlink(missing_ok=True)
-
-
 def _failed(path: Path, error: OSError) -> ProfinferError:
     hint = None
     if error.errno == errno.ENOSPC:
@@ -91,7 +65,7 @@ def export(options: ExportOptions) -> None:
 
     plain = _is_plain(options)  # before the work
     wanted = chosen(options)
-    with _create(options.output, plain) as out:
+    with created(options.output, plain, _failed) as out:
         written = write(wanted.timeline, out)
     for line in (*wanted.said, *wanted.about(written)):
         click.echo(line, err=True)

@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from profinfer.cli.outfile import created
 from profinfer.errors import ProfinferError, UsageProblem
 
 if TYPE_CHECKING:
@@ -44,48 +45,38 @@ def check_target(path: Path, trace: Path, force: bool) -> None:
         )
 
 
-def write(path: Path, trace: Trace, selections: list[Selection], *, narrowed: bool) -> int:
+def sections_of(trace: Trace, selections: list[Selection], *, narrowed: bool) -> list[Section]:
+    """What the page and the plots are made of."""
+    from profinfer.cli import htmlsections, htmlsource
+
+    return htmlsections.sections(htmlsource.source(trace, selections, narrowed))
+
+
+def write(path: Path, trace: Trace, selections: list[Selection], sections: list[Section]) -> int:
     """Write the report; returns its bytes.
 
     Raises:
         ProfinferError: the file cannot be written.
     """
-    from profinfer.cli import htmlsections, htmlsource
     from profinfer.render.html.page import render
 
-    source = htmlsource.source(trace, selections, narrowed)
-    page = _page(trace, selections, htmlsections.sections(source))
-    text = render(page).encode("utf-8", "replace")
-    # It appears whole or not at all; a device or a pipe has to be written as it is.
-    whole = path.is_file() or not path.exists()
-    part = path.with_name(path.name + ".part") if whole else path
-    try:
-        part.write_bytes(text)
-        if whole:
-            part.replace(path)
-    except OSError as error:
-        raise _failed(path, error) from error
-    finally:
-        if whole:
-            part.unlink(missing_ok=True)
+    text = render(_page(trace, selections, sections)).encode("utf-8", "replace")
+    with created(path, path.is_file() or not path.exists(), _failed) as out:
+        out.write(text)
     return len(text)
 
 
-def write_plots(
-    folder: Path, trace: Trace, selections: list[Selection], *, narrowed: bool, force: bool
-) -> list[Path]:
+def write_plots(folder: Path, sections: list[Section], *, force: bool) -> list[Path]:
     """Write every chart of the report as an SVG file; returns the files.
 
     Raises:
         UsageProblem: one of them is there already.
         ProfinferError: they cannot be written.
     """
-    from profinfer.cli import htmlsections, htmlsource
     from profinfer.render.html.charts import Bars, Plot
     from profinfer.render.html.standalone import standalone
 
-    made = htmlsections.sections(htmlsource.source(trace, selections, narrowed))
-    charts = [p for section in made for p in section.parts if isinstance(p, Plot | Bars)]
+    charts = [p for section in sections for p in section.parts if isinstance(p, Plot | Bars)]
     files = {folder / f"{chart.name}.svg": chart for chart in charts}
     there = [path for path in files if path.exists()]
     if there and not force:
@@ -118,8 +109,8 @@ def _page(trace: Trace, selections: list[Selection], sections: list[Section]) ->
         facts.append(f"{row['threads']} thread{'' if row['threads'] == '1' else 's'}")
     facts.append(f"level {row['level']}")
     facts.append((trace.meta.created_utc or "")[:16].replace("T", " ") + " UTC")
-    wrong = findings.result(trace, selections[0])
     main = selections[0]
+    wrong = findings.result(trace, main)
     missing = notes.of(trace, main)
     return Page(
         str(name),

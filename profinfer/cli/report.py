@@ -19,6 +19,7 @@ from profinfer.cli.views import (
     STEPS,
     VIEWS,
     ReportOptions,
+    WholeRun,
     fault_views,
     views,
 )
@@ -114,23 +115,23 @@ def command(
     """
     op = op and op.upper()
     asked = ReportOptions(
-        by,
-        phase,
-        tokens,
-        op,
-        layer,
-        top,
-        form,
-        warmup,
-        roofline,
-        corrected,
-        faults,
-        counters,
-        explain,
-        ledger,
-        experts,
-        against,
-        device_times,
+        by=by,
+        phase=phase,
+        tokens=tokens,
+        op=op,
+        layer=layer,
+        top=top,
+        form=form,
+        warmup=warmup,
+        roofline=roofline,
+        corrected=corrected,
+        faults=faults,
+        counters=counters,
+        explain=explain,
+        ledger=ledger,
+        experts=experts,
+        against=against,
+        device_times=device_times,
     )
     if html is not None or plots is not None:
         write_files(trace, asked, html, plots, force)
@@ -155,15 +156,15 @@ def report(path: str, asked: ReportOptions) -> None:
         _explain(trace, asked, asked.explain)
         return
     selections = [] if asked.faults or asked.ledger else _selections(trace, asked)
-    results = list(fault_views(trace, asked) if asked.faults else views(trace, asked, selections))
+    whole = _whole(trace) if asked.complete else None
+    if asked.faults:
+        results = list(fault_views(trace, asked))
+    else:
+        results = list(views(trace, asked, selections, whole))
     if asked.form == "json":
         from profinfer.render.machine import to_json
 
-        found = None
-        if not asked.special:
-            from profinfer.analysis.findings import findings
-
-            found = findings(trace, trace.select())
+        found = None if asked.special or whole is None else whole.found
         click.echo(to_json(results, about(trace), _wanted(asked), found))
     elif asked.form == "csv":
         from profinfer.render.machine import to_csv
@@ -203,21 +204,29 @@ def write_files(
     trace = Trace.open(path)
     check_level(trace, asked)
     selections = _selections(trace, asked)
+    sections = html.sections_of(trace, selections, narrowed=asked.narrowed)
     if page is not None:
-        size = html.write(page, trace, selections, narrowed=asked.narrowed)
+        size = html.write(page, trace, selections, sections)
         click.echo(f"Wrote {page} ({format_bytes(size)}): open it in a browser", err=True)
     if plots is not None:
-        files = html.write_plots(plots, trace, selections, narrowed=asked.narrowed, force=force)
+        files = html.write_plots(plots, sections, force=force)
         click.echo(f"Wrote {format_things(len(files), 'plot')} to {plots}", err=True)
+
+
+def _whole(trace: Trace) -> WholeRun:
+    from profinfer.analysis.findings import findings
+
+    selection = trace.select()
+    return WholeRun(selection, findings(trace, selection))
 
 
 def _explain(trace: Trace, asked: ReportOptions, name: str) -> None:
     """The findings of the whole run, explained."""
-    from profinfer.analysis.findings import evidence, findings, result
+    from profinfer.analysis.findings import evidence, result
     from profinfer.cli import explain
 
-    chosen = trace.select()
-    found = explain.wanted(findings(trace, chosen), name)
+    whole = _whole(trace)
+    chosen, found = whole.selection, explain.wanted(whole.found, name)
     if asked.form == "json":
         from profinfer.render.machine import to_json
 

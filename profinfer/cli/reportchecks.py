@@ -5,6 +5,7 @@ Computes nothing and prints nothing.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from profinfer.cli import options
@@ -34,8 +35,8 @@ def check_usage(asked: ReportOptions) -> None:
             raise UsageProblem("--explain is a view of its own", "report TRACE --explain [NAME]")
         return
     if asked.ledger:
-        other = asked.by or asked.roofline or asked.counters or asked.faults or asked.corrected
-        if other or asked.experts or asked.narrowed or asked.tokens or asked.phase:
+        other = replace(asked, ledger=False).other_view
+        if other or asked.narrowed or asked.tokens or asked.phase:
             raise UsageProblem("--ledger covers the whole run", "report TRACE --ledger")
         return
     if asked.form == "csv" and asked.by is None:

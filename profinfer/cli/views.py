@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from profinfer.analysis.finding import Finding
     from profinfer.analysis.result import Result
     from profinfer.model.selection import Selection
     from profinfer.model.trace import Trace
@@ -92,13 +93,40 @@ class ReportOptions:
         return self.by is not None or any(views)
 
     @property
+    def complete(self) -> bool:
+        """The whole report, with corrected times or without."""
+        return not replace(self, corrected=False).special
+
+    @property
     def of_experts(self) -> bool:
         """Only what the router chose is wanted."""
         return self.experts or self.by in EXPERT_VIEWS
 
 
-def views(trace: Trace, asked: ReportOptions, selections: list[Selection]) -> Iterator[Result]:
-    """The Results, in order."""
+@dataclass(frozen=True)
+class WholeRun:
+    """What the whole report says of the whole run, whatever phases it goes through.
+
+    Attributes:
+        selection: everything but warm-up.
+        found: its findings.
+    """
+
+    selection: Selection
+    found: list[Finding]
+
+
+def views(
+    trace: Trace, asked: ReportOptions, selections: list[Selection], whole: WholeRun | None = None
+) -> Iterator[Result]:
+    """The Results, in order.
+
+    Args:
+        trace: the trace.
+        asked: what the user asked for.
+        selections: one per phase.
+        whole: of the whole report; None where one view is asked for.
+    """
     from profinfer.analysis import (
         findings,
         firsttoken,
@@ -169,6 +197,7 @@ def views(trace: Trace, asked: ReportOptions, selections: list[Selection]) -> It
             else:
                 yield shown(operators.by(trace, chosen, asked.by), chosen)
         return
+    assert whole is not None
     yield overview.overview(trace)
     if len(trace.calls):
         yield overview.phases(trace)
@@ -177,7 +206,7 @@ def views(trace: Trace, asked: ReportOptions, selections: list[Selection]) -> It
             yield answers
     if not human:
         yield lifeledger.ledger(trace)
-    found_all = findings.result(trace, trace.select())
+    found_all = findings.result(trace, whole.selection, whole.found)
     if len(found_all.frame) or not human:
         yield found_all
     for number, chosen in enumerate(selections):
