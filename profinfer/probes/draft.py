@@ -52,8 +52,9 @@ class Draft:
             if roles and not set(roles) & set(image.roles):
                 continue
             if "*" in name:
+                piece = max(name.split("*"), key=len)  # spares most names the slow comparison
                 for f in image.elf.functions.values():
-                    if fnmatchcase(f.name, name) and "." not in f.name:
+                    if piece in f.name and fnmatchcase(f.name, name) and "." not in f.name:
                         yield image, f
             elif exact := image.elf.function(name):
                 yield image, exact
