@@ -6,10 +6,11 @@ be tried. Must not import bcc.
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
+
+from profinfer.capture.sysfs import number_of, text_of
 
 _CPU = Path("/sys/devices/system/cpu")
 # Intel's counters of thermal throttling; of a package every one of its CPUs has a copy.
@@ -27,7 +28,7 @@ class Frequency:
     def __init__(self, cpus: Iterable[int], *, root: Path = _CPU) -> None:
         self._folders = {cpu: root / f"cpu{cpu}" for cpu in cpus}
         clocks = {cpu: f / "cpufreq/scaling_cur_freq" for cpu, f in self._folders.items()}
-        self._clocks = {cpu: path for cpu, path in clocks.items() if _number(path) is not None}
+        self._clocks = {cpu: path for cpu, path in clocks.items() if number_of(path) is not None}
 
     @property
     def known(self) -> bool:
@@ -36,7 +37,7 @@ class Frequency:
 
     def khz(self) -> dict[str, int]:
         """Clock by CPU, now; CPUs whose clock is not told are left out."""
-        found = {str(cpu): _number(path) for cpu, path in self._clocks.items()}
+        found = {str(cpu): number_of(path) for cpu, path in self._clocks.items()}
         return {cpu: value for cpu, value in found.items() if value is not None}
 
     def facts(self) -> dict[str, Any]:
@@ -45,10 +46,10 @@ class Frequency:
         for cpu in self._clocks:
             folder = self._folders[cpu] / "cpufreq"
             told = {
-                "min_khz": _number(folder / "cpuinfo_min_freq"),
-                "max_khz": _number(folder / "cpuinfo_max_freq"),
-                "limit_khz": _number(folder / "scaling_max_freq"),
-                "governor": _text(folder / "scaling_governor"),
+                "min_khz": number_of(folder / "cpuinfo_min_freq"),
+                "max_khz": number_of(folder / "cpuinfo_max_freq"),
+                "limit_khz": number_of(folder / "scaling_max_freq"),
+                "governor": text_of(folder / "scaling_governor"),
             }
             out[str(cpu)] = {key: value for key, value in told.items() if value is not None}
         return out
@@ -62,22 +63,11 @@ class Frequency:
         for kind, name in _THROTTLES.items():
             seen: dict[tuple[str | None, str | None], int] = {}
             for folder in self._folders.values():
-                count = _number(folder / "thermal_throttle" / name)
+                count = number_of(folder / "thermal_throttle" / name)
                 if count is not None:
-                    package = _text(folder / "topology/physical_package_id")
-                    core = _text(folder / "topology/core_id") if kind == "core" else None
+                    package = text_of(folder / "topology/physical_package_id")
+                    core = text_of(folder / "topology/core_id") if kind == "core" else None
                     seen[package, core] = count
             if seen:
                 out[kind] = sum(seen.values())
         return out
-
-
-def _text(path: Path) -> str | None:
-    with contextlib.suppress(OSError):
-        return path.read_text().strip()
-    return None
-
-
-def _number(path: Path) -> int | None:
-    text = _text(path)
-    return int(text) if text and text.isdigit() else None

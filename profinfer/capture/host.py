@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from profinfer.capture.sysfs import text_of
 from profinfer.machine.roofs import Machine
 from profinfer.tracefile.metadata import Clock, Host
 
@@ -49,20 +50,13 @@ def read_clock() -> Clock:
     return min((once() for _ in range(5)), key=lambda reading: reading[0])[1]
 
 
-def _read(path: Path) -> str | None:
-    try:
-        return path.read_text().strip()
-    except OSError:
-        return None
-
-
 def _cpu_model() -> str | None:
     fields: dict[str, str] = {}
-    for line in (_read(Path("/proc/cpuinfo")) or "").splitlines():
+    for line in (text_of(Path("/proc/cpuinfo")) or "").splitlines():
         key, _, value = line.partition(":")
         fields.setdefault(key.strip(), value.strip())
     # arm64 boards have no "model name"; the device tree names the board instead.
-    board = (_read(Path("/proc/device-tree/model")) or "").strip("\0")
+    board = (text_of(Path("/proc/device-tree/model")) or "").strip("\0")
     return fields.get("model name") or fields.get("Hardware") or board or None
 
 
@@ -71,9 +65,9 @@ def _topology() -> dict[str, Any]:
     cpus: dict[str, Any] = {}
     for folder in sorted(_CPU.glob("cpu[0-9]*"), key=lambda p: int(p.name[3:])):
         facts = {
-            "core": _read(folder / "topology/core_id"),
-            "package": _read(folder / "topology/physical_package_id"),
-            "max_khz": _read(folder / "cpufreq/cpuinfo_max_freq"),
+            "core": text_of(folder / "topology/core_id"),
+            "package": text_of(folder / "topology/physical_package_id"),
+            "max_khz": text_of(folder / "cpufreq/cpuinfo_max_freq"),
         }
         numbers = {
             key: int(v) for key, v in facts.items() if v is not None and v.lstrip("-").isdigit()

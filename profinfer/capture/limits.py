@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from profinfer.capture.sysfs import text_of
+
 _PROC = Path("/proc")
 
 
@@ -80,7 +82,7 @@ class Limits:
 
     def end(self) -> dict[str, Any]:
         """What is to be merged into ``limits`` when the recording is over."""
-        return {"end": self._group.counters()} if self._group is not None else {}
+        return {"end": now} if (now := self.throttling()) else {}
 
     def throttling(self) -> dict[str, int]:
         """The quota's counters now; empty if there is no quota."""
@@ -129,7 +131,7 @@ def _groups(pid: int, proc: Path) -> tuple[CpuGroup | None, str | None]:
             folder = mounted / inside.lstrip("/")
             if "cpuset" in names:
                 name = "cpuset.cpus.effective" if version == 2 else "cpuset.effective_cpus"
-                cpuset = _text(folder / name) or cpuset
+                cpuset = text_of(folder / name) or cpuset
             if "cpu" in names:
                 for level in (folder, *folder.parents):
                     group = _quota(level, version)
@@ -158,24 +160,17 @@ def _mounts(proc: Path) -> Iterator[tuple[Path, str, set[str] | None]]:
 def _quota(folder: Path, version: int) -> CpuGroup | None:
     """The quota of one cgroup, None if it has none."""
     if version == 2:
-        quota, _, period = (_text(folder / "cpu.max") or "max").partition(" ")
+        quota, _, period = (text_of(folder / "cpu.max") or "max").partition(" ")
     else:
-        quota = _text(folder / "cpu.cfs_quota_us") or "-1"
-        period = _text(folder / "cpu.cfs_period_us") or ""
+        quota = text_of(folder / "cpu.cfs_quota_us") or "-1"
+        period = text_of(folder / "cpu.cfs_period_us") or ""
     if not quota.isdigit() or not period.isdigit() or not int(period):
         return None
     return CpuGroup(version, folder, int(quota), int(period))
 
 
-def _text(path: Path) -> str | None:
-    try:
-        return path.read_text().strip()
-    except OSError:
-        return None
-
-
 def _pairs(path: Path) -> Iterator[tuple[str, int]]:
-    for line in (_text(path) or "").splitlines():
+    for line in (text_of(path) or "").splitlines():
         name, _, value = line.partition(" ")
         if value.isdigit():
             yield name, int(value)
