@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from profinfer.capture.frequency import Frequency
 from profinfer.capture.governor import Governor, QosLimits
 from profinfer.capture.limits import Limits
 from profinfer.capture.liveport import LivePort
@@ -25,7 +26,7 @@ from profinfer.capture.readings import Forecast, Reading
 from profinfer.capture.residence import Residence
 from profinfer.capture.rolling import RollingTrace
 from profinfer.capture.signals import SignalWatch, pass_on
-from profinfer.capture.surroundings import surroundings
+from profinfer.capture.surroundings import Surroundings
 from profinfer.capture.systemcounters import SystemCounters
 from profinfer.capture.target import ExitStatus, LaunchedTarget, RunningTarget
 from profinfer.capture.wanted import Wanted
@@ -147,7 +148,7 @@ class Recording:
         self._mapped = False
         self._limits = Limits(target.pid)
         self._system = SystemCounters(wanted.system, online_cpus() if wanted.system else ())
-        self._around = surroundings(self._system, self._limits.cpus, self._limits)
+        self._around = Surroundings(self._system, Frequency(self._limits.cpus), self._limits)
         self._json(ChunkKind.UPDATE, {"surroundings": self._around.facts()})
         self._loss_at = time.monotonic() + _LOSS_PERIOD_S
         if probing is not None:
@@ -181,8 +182,7 @@ class Recording:
             info = self._signals.wait(_POLL_S)
             status = self._target.check()
             if status is not None:
-                ended = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
-                self._json(ChunkKind.NOTE, {"ts": ended, "what": "exit"})
+                self._note("exit")
             self._drain()
             if info is not None:
                 self._interrupts += 1

@@ -7,7 +7,6 @@ Reads a few small files and descriptors; decodes nothing. Must not import bcc.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
 from typing import Any
 
 from profinfer.capture.frequency import Frequency
@@ -29,7 +28,8 @@ class Surroundings:
     def __init__(self, counters: SystemCounters, frequency: Frequency, limits: Limits) -> None:
         self._counters, self._frequency, self._limits = counters, frequency, limits
         self._due = 0.0
-        self._said: dict[str, Any] = {}
+        self._khz: dict[str, int] = {}
+        self._throttled: int | None = None
 
     def facts(self) -> dict[str, Any]:
         """For the metadata's ``surroundings``, at the begin."""
@@ -57,22 +57,16 @@ class Surroundings:
         out: dict[str, Any] = {}
         if values := self._counters.read():
             out["counters"] = values
-        before = self._said.setdefault("khz", {})
-        if khz := {c: v for c, v in self._frequency.khz().items() if before.get(c) != v}:
+        if khz := {c: v for c, v in self._frequency.khz().items() if self._khz.get(c) != v}:
             out["khz"] = khz
-            before |= khz
+            self._khz |= khz
         quota = self._limits.throttling()
         # Periods go on all the time; what is of interest is that the target was stopped.
-        if quota and quota.get("throttled") != self._said.get("throttled"):
-            self._said["throttled"] = quota.get("throttled")
+        if quota and quota["throttled"] != self._throttled:
+            self._throttled = quota["throttled"]
             out["quota"] = quota
         return out or None
 
     def close(self) -> None:
         """Count no more."""
         self._counters.close()
-
-
-def surroundings(counters: SystemCounters, cpus: Iterable[int], limits: Limits) -> Surroundings:
-    """Those of this machine; ``cpus`` are the ones whose clocks are read."""
-    return Surroundings(counters, Frequency(cpus), limits)
