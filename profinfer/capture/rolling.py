@@ -104,11 +104,6 @@ class RollingTrace:
         """Nothing is open."""
 
     # --- what is looked at ----------------------------------------------------------------
-    @property
-    def memory(self) -> JsonObject | None:
-        """The latest reading of the target's sizes."""
-        return self._memory
-
     def snapshot(self, counters: Sequence[int]) -> bytes:
         """The window as the bytes of a trace file: an excerpt that ends now.
 

@@ -165,6 +165,7 @@ def _create(
     caller: Caller | None,
     probing: Probing | None,
 ) -> TraceWriter | RollingTrace:
+    parts = probing.parts_json() if probing else {}
     metadata = TraceMetadata(
         profinfer=__version__,
         created_utc=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
@@ -174,9 +175,9 @@ def _create(
         calibration=kept.to_json() if (kept := store.load(this_machine())) else {},
         engine=Engine.from_json(plan.engine_json()) if plan else Engine(),
         plan=Plan.from_json(probing.plan_json()) if probing else Plan(level=options.level),
-        sched=Sched.from_json(probing.sched.to_json()) if probing else Sched(),
-        memory=probing.memory.to_json() if probing else {},
-        experts=probing.parts_json()["experts"] if probing else {},
+        sched=Sched.from_json(parts.get("sched", {})),
+        memory=parts.get("memory", {}),
+        experts=parts.get("experts", {}),
         ring_bytes=options.wanted.ring_bytes,
         options=options.shown,
     )
