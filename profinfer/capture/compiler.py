@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from profinfer.capture.objectcode import MapSpec, ObjectCode, ObjectProblem, unlinked
+from profinfer.capture.signals import end_with
 from profinfer.errors import EnvironmentProblem
 
-_PR_SET_PDEATHSIG = 1
 _GOOD, _BAD = b"+", b"-"
 _COMPILER_FILES = ("libbcc", "libLLVM", "libclang")
 
@@ -59,9 +59,7 @@ def compile_text(text: str, cflags: list[str], headers: Path | None) -> ObjectCo
 def _child(writer: int, parent: int, text: str, cflags: list[str], headers: Path | None) -> None:
     """Runs in the child only; never returns."""
     try:
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-        if os.getppid() != parent:
-            os._exit(1)  # it died before it could be asked to take us along
+        end_with(parent, signal.SIGKILL)
         # What is not ours must end with the recorder: the target's gate, the trace, a terminal.
         # The numbers stay taken: a file of the parent's that is only now collected as garbage
         # would close the number, and with it whatever of ours had got it.

@@ -7,7 +7,6 @@ two speak over a socket, a JSON line each way; a snapshot lies in a memory file 
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import json
 import os
 import signal
@@ -21,10 +20,9 @@ from typing import Any
 
 from profinfer.capture.readings import Reading
 from profinfer.capture.rolling import RollingTrace
+from profinfer.capture.signals import end_with
 from profinfer.errors import ProfinferError, TargetError
 from profinfer.tracefile.metadata import TraceMetadata
-
-_PR_SET_PDEATHSIG = 1
 
 
 @dataclass
@@ -181,9 +179,7 @@ def _record(
     try:
         # The terminal's keys are for the one who looks, and so is the screen.
         os.setsid()
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
-        if os.getppid() != parent:
-            os._exit(1)
+        end_with(parent, signal.SIGTERM)
         null = os.open(os.devnull, os.O_RDWR)
         os.dup2(null, 0)
         kept = null

@@ -8,10 +8,12 @@ recorder alone (which must be passed on).
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import signal
 from types import TracebackType
 
+_PR_SET_PDEATHSIG = 1
 _ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 # A child that stops or ends wakes the recorder at once.
 _WATCHED = (*_ENDING, signal.SIGCHLD)
@@ -56,3 +58,15 @@ def pass_on(info: signal.struct_siginfo, pid: int) -> None:
 def unblock_for_child() -> None:
     """Undo the blocking in a forked child: a blocked mask would survive exec."""
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _WATCHED)
+
+
+def at_parents_end(number: signal.Signals) -> None:
+    """In a forked child: the kernel sends this signal when the thread that forked has ended."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, number, 0, 0, 0)
+
+
+def end_with(parent: int, number: signal.Signals) -> None:
+    """In a forked child: ``at_parents_end``; ends at once if the parent is gone already."""
+    at_parents_end(number)
+    if os.getppid() != parent:
+        os._exit(1)

@@ -6,7 +6,6 @@ Owns fork, gate, privileges and exit status. Knows nothing of BPF.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
 import pwd
 import select
@@ -14,11 +13,10 @@ import signal
 from dataclasses import dataclass
 from types import TracebackType
 
-from profinfer.capture.signals import unblock_for_child
+from profinfer.capture.signals import at_parents_end, unblock_for_child
 from profinfer.errors import TargetError
 
 _ERRNO_BYTES = 4
-_PR_SET_PDEATHSIG = 1
 
 
 @dataclass(frozen=True)
@@ -223,7 +221,7 @@ def _child(argv: list[str], gate_read: int, errno_write: int, caller: Caller | N
         if caller is not None:
             caller.become()
         # If the recorder dies while the target has stopped itself for it, somebody must wake it.
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGCONT, 0, 0, 0)
+        at_parents_end(signal.SIGCONT)
         os.execvp(argv[0], argv)
     except OSError as error:
         os.write(errno_write, (error.errno or 1).to_bytes(_ERRNO_BYTES, "little"))
