@@ -7,6 +7,7 @@ that what is not wanted is not compiled.
 
 from __future__ import annotations
 
+import functools
 import struct
 from dataclasses import dataclass
 from pathlib import Path
@@ -93,8 +94,9 @@ _WORK = {
 _SIXTH = {"x86_64": "ctx->r9", "aarch64": "ctx->regs[5]"}
 
 
-def _backend_handlers(machine: str) -> dict[tuple[str, str], str]:
-    """Handlers of copies, waits and backends' own functions."""
+@functools.cache
+def _handlers(machine: str) -> dict[tuple[str, str], str]:
+    """All handlers, with those of copies, waits and backends' own functions."""
     arguments = [f"(u64)PT_REGS_PARM{n}(ctx)" for n in range(1, 6)] + [f"(u64){_SIXTH[machine]}"]
     found = {}
     for role, (what, flags, backend, tensor, other, size) in _COPIES.items():
@@ -104,9 +106,9 @@ def _backend_handlers(machine: str) -> dict[tuple[str, str], str]:
         found[role, "uprobe"] = start + f"{', '.join(given)}, {size})"
     for role, values in _WORK.items():
         found[role, "uprobe"] = f"pf_work_begin(ctx, {{id}}, {values.format('', *arguments)})"
-    ends = {(role, "uretprobe"): "pf_backend_end(ctx, {id})" for role, _ in found}
-    ends |= {(role, "uretprobe"): "pf_backend_end(ctx, {id})" for role in ("sync", "sync.event")}
-    return found | ends
+    roles = (*_COPIES, *_WORK, "sync", "sync.event")
+    ends = {(role, "uretprobe"): "pf_backend_end(ctx, {id})" for role in roles}
+    return _HANDLERS | found | ends
 
 
 @dataclass(frozen=True)
@@ -173,8 +175,7 @@ def _handler(probe: Probe, entry_id: int, machine: str) -> str:
         index = _value(probe.index, machine, bits=32)
         values["index"] = f"{index} + {probe.index_add}" if probe.index_add else index
         values["cgraph"] = _value(probe.cgraph, machine, bits=64)
-    handlers = _HANDLERS | _backend_handlers(machine)
-    return handlers[probe.role, probe.kind].format(**values)
+    return _handlers(machine)[probe.role, probe.kind].format(**values)
 
 
 def _definitions(plan: ProbePlan, ring_bytes: int) -> dict[str, int | str]:
