@@ -2,7 +2,7 @@
 
 They are blocked and collected, so that no signal can interrupt the writing of a chunk, and so
 that a Ctrl-C of the terminal (which the target gets as well) is told from a signal sent to the
-recorder alone (which must be passed on).
+recorder alone (which must be passed on). And what our forked children are sent when we end.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ import types
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 from profinfer.errors import TraceError
 
@@ -23,8 +23,12 @@ JsonObject = dict[str, Any]
 
 @dataclass(frozen=True, kw_only=True)
 class JsonPart:
-    """A dataclass that is one JSON object. ``extra`` holds the keys it does not know."""
+    """A dataclass that is one JSON object. ``extra`` holds the keys it does not know.
 
+    ``OPTIONAL`` are the keys that are not written where there is nothing of them.
+    """
+
+    OPTIONAL: ClassVar[tuple[str, ...]] = ()
     extra: JsonObject = field(default_factory=dict)
 
     @classmethod
@@ -55,7 +59,7 @@ class JsonPart:
     def to_json(self) -> JsonObject:
         """The JSON object, unknown keys included."""
         out = {item.name: _encode(getattr(self, item.name)) for item, _ in _fields_of(type(self))}
-        return {**self.extra, **out}
+        return {**self.extra, **{k: v for k, v in out.items() if v or k not in self.OPTIONAL}}
 
 
 _HINT = "record it again with this version of profinfer"
@@ -193,6 +197,8 @@ class TensorType(JsonPart):
 class Engine(JsonPart):
     """What is known of the engine, and from where."""
 
+    OPTIONAL = ("functions",)
+
     name: str | None = None
     version: str | None = None
     evidence: str | None = None
@@ -205,11 +211,6 @@ class Engine(JsonPart):
     types: tuple[TensorType | None, ...] = ()
     types_evidence: str | None = None
     functions: tuple[Function, ...] = ()
-
-    def to_json(self) -> JsonObject:
-        """The JSON object; without the key ``functions`` where there are none."""
-        out = super().to_json()
-        return {k: v for k, v in out.items() if k != "functions" or v}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -292,6 +293,8 @@ class Sched(JsonPart):
 class TraceMetadata(JsonPart):
     """Everything a trace says about itself in its header."""
 
+    OPTIONAL = ("calibration", "memory", "experts", "maps")
+
     profinfer: str
     created_utc: str | None = None
     target: Target = field(default_factory=Target)
@@ -312,12 +315,6 @@ class TraceMetadata(JsonPart):
     def nothing_probed(self) -> bool:
         """No probe was put in place: the recording ended before an engine was loaded."""
         return not self.plan.probes
-
-    def to_json(self) -> JsonObject:
-        """The JSON object; without what is optional where there is none of it."""
-        out = super().to_json()
-        optional = ("calibration", "memory", "experts", "maps")
-        return {k: v for k, v in out.items() if k not in optional or v}
 
 
 @dataclass(frozen=True, kw_only=True)
