@@ -11,7 +11,6 @@ import contextlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from profinfer.capture.frequency import Frequency
@@ -31,6 +30,7 @@ from profinfer.capture.systemcounters import SystemCounters
 from profinfer.capture.target import ExitStatus, LaunchedTarget, RunningTarget
 from profinfer.capture.wanted import Wanted
 from profinfer.capture.watch import LoadWatch, Stop
+from profinfer.elf.process import map_lines
 from profinfer.errors import ProfinferError, TraceError
 from profinfer.probes.plan import ProbePlan, make_plan
 from profinfer.tracefile.metadata import Trailer
@@ -363,13 +363,9 @@ class Recording:
         """Where the engine's files lie in the target, to name function pointers later."""
         self._mapped = True
         maps = []
-        listed = Path(f"/proc/{self._target.pid}/maps")
         with contextlib.suppress(OSError):
-            for line in listed.read_text(errors="surrogateescape").splitlines():
-                parts = line.split(maxsplit=5)
-                if len(parts) == 6 and "x" in parts[1] and parts[5].startswith("/"):
-                    start, end = (int(x, 16) for x in parts[0].split("-"))
-                    maps.append([start, end, int(parts[2], 16), parts[5]])
+            lines = [m for m in map_lines(self._target.pid) if m.is_file and m.is_code]
+            maps = [[m.start, m.end, m.offset, m.path] for m in lines]
         self._json(
             ChunkKind.UPDATE,
             {"maps": maps, "limits": self._limits.now(), "memory": self._residence.look()},

@@ -12,6 +12,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from profinfer.elf.process import map_lines
+
 _FIRST_S, _FIRST_FOR_S, _LATER_S = 0.1, 5.0, 1.0
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 _SMALLEST = 1 << 20  # a file worth naming
@@ -28,7 +30,7 @@ class Residence:
     """
 
     def __init__(self, pid: int, argv: list[str]) -> None:
-        self._proc = Path(f"/proc/{pid}")
+        self._pid, self._proc = pid, Path(f"/proc/{pid}")
         self._argv = argv
         self._began = time.monotonic()
         self._due = 0.0
@@ -70,15 +72,12 @@ class Residence:
         now: list[tuple[int, int]] = []
         seen: set[tuple[int, int, int, str]] = set()
         with contextlib.suppress(OSError):
-            for line in (self._proc / "maps").read_text(errors="surrogateescape").splitlines():
-                parts = line.split(maxsplit=5)
-                start, end = (int(x, 16) for x in parts[0].split("-"))
-                now.append((start, end))
-                if len(parts) < 6 or "x" in parts[1] or not parts[5].startswith("/"):
-                    continue
-                seen.add((start, end, int(parts[2], 16), parts[5]))
-                device = [int(x, 16) for x in parts[3].split(":")]
-                page_files.setdefault(parts[5], {"dev": device, "ino": int(parts[4])})
+            for line in map_lines(self._pid):
+                now.append((line.start, line.end))
+                if line.is_file and not line.is_code:
+                    seen.add((line.start, line.end, line.offset, line.path))
+                    facts = {"dev": list(line.device), "ino": line.inode}
+                    page_files.setdefault(line.path, facts)
         # A mapping that has gone still names what faulted in it, unless its place was given away.
         self._mappings = seen | {m for m in self._mappings if not _taken(m, now)}
         for path, facts in page_files.items():

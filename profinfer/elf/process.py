@@ -9,6 +9,7 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from profinfer.elf.debugfile import matches
 from profinfer.elf.modules import EngineImage, Program, is_engine, roles_of
@@ -17,6 +18,59 @@ from profinfer.errors import TargetError
 
 # Reading all symbols of a library takes long; one that never names these has no engine in it.
 _SIGNS = (b"ggml_", b"llama_", b"cblas_sgemm")
+
+
+class MapLine(NamedTuple):
+    """One line of /proc/PID/maps.
+
+    Attributes:
+        start, end: addresses.
+        mode: such as ``r-xp``.
+        offset: in the file.
+        device: major and minor number of the file's.
+        inode: of the file.
+        path: as the process names it, or ``[heap]``; empty for memory of no name.
+    """
+
+    start: int
+    end: int
+    mode: str
+    offset: int
+    device: tuple[int, int]
+    inode: int
+    path: str
+
+    @property
+    def is_file(self) -> bool:
+        """Whether it is of a file."""
+        return self.path.startswith("/")
+
+    @property
+    def is_code(self) -> bool:
+        """Whether it may be executed."""
+        return "x" in self.mode
+
+
+def map_lines(pid: int) -> Iterator[MapLine]:
+    """What a process has mapped, in the order of addresses.
+
+    Raises:
+        OSError: there is no such process, or it cannot be looked at.
+    """
+    # A path may hold any byte but a line feed, which the kernel writes as \012.
+    for line in os.fsdecode(Path(f"/proc/{pid}/maps").read_bytes()).split("\n")[:-1]:
+        where, mode, offset, device, inode, *path = line.split(maxsplit=5)
+        start, _, end = where.partition("-")
+        major, _, minor = device.partition(":")
+        yield MapLine(
+            int(start, 16),
+            int(end, 16),
+            mode,
+            int(offset, 16),
+            (int(major, 16), int(minor, 16)),
+            int(inode),
+            path[0] if path else "",
+        )
 
 
 @dataclass(frozen=True)
@@ -40,7 +94,7 @@ def executable_mappings(pid: int) -> list[Mapping]:
         TargetError: there is no such process, or it cannot be looked at.
     """
     try:
-        lines = Path(f"/proc/{pid}/maps").read_text(errors="surrogateescape").splitlines()
+        lines = list(map_lines(pid))
     except FileNotFoundError:
         raise TargetError(f"there is no process {pid}", "ps -e | grep llama") from None
     except PermissionError:
@@ -49,23 +103,18 @@ def executable_mappings(pid: int) -> list[Mapping]:
         raise TargetError(f"process {pid} has ended") from None
     found: dict[str, Mapping] = {}
     for line in lines:
-        parts = line.split(maxsplit=5)
-        if len(parts) < 6 or "x" not in parts[1] or not parts[5].startswith("/"):
-            continue
-        path = parts[5]
-        if path not in found:
-            found[path] = Mapping(path, _openable(pid, path, parts[0]))
+        if line.is_file and line.is_code and line.path not in found:
+            found[line.path] = Mapping(line.path, _openable(pid, line))
     return list(found.values())
 
 
-def _openable(pid: int, path: str, where: str) -> Path:
-    if path.endswith(" (deleted)"):
-        start, _, end = where.partition("-")
-        return Path(f"/proc/{pid}/map_files/{int(start, 16):x}-{int(end, 16):x}")
-    inside = Path(f"/proc/{pid}/root{path}")
+def _openable(pid: int, line: MapLine) -> Path:
+    if line.path.endswith(" (deleted)"):
+        return Path(f"/proc/{pid}/map_files/{line.start:x}-{line.end:x}")
+    inside = Path(f"/proc/{pid}/root{line.path}")
     try:
-        if os.path.samefile(inside, path):
-            return Path(path)
+        if os.path.samefile(inside, line.path):
+            return Path(line.path)
     except OSError:
         pass  # not there for us: the target lives in another mount namespace
     return inside
