@@ -351,6 +351,12 @@ static __always_inline int pf_leafs(struct pt_regs *ctx, u32 probe)
     return 0;
 }
 
+/* Whether the nodes at hand are those that were read. */
+static __always_inline int pf_is_same(struct pf_known_graph *k, struct pf_walk *w)
+{
+    return k && k->uid && k->uid == w->uid && k->nodes == w->nodes && k->n_nodes == w->n_nodes;
+}
+
 /* ggml_graph_compute(cgraph, cplan) */
 static __always_inline int pf_graph_begin(struct pt_regs *ctx, u32 probe)
 {
@@ -361,8 +367,7 @@ static __always_inline int pf_graph_begin(struct pt_regs *ctx, u32 probe)
     w->n_threads = pf_user_u32(cplan + PF_CPLAN_N_THREADS);
     w->sends_graph = 1;
     struct pf_known_graph *k = known_graphs.lookup(&cgraph);
-    if (k && k->uid && k->uid == w->uid && k->nodes == w->nodes && k->n_nodes == w->n_nodes &&
-        pf_wanted_known(cgraph)) {
+    if (pf_is_same(k, w) && pf_wanted_known(cgraph)) {
 #ifdef PF_MUL_MAT_ID
         pf_route_arm(k->ids_at);
 #endif
@@ -409,7 +414,7 @@ static __always_inline int pf_split_begin(struct pt_regs *ctx, u32 probe)
     }
     w->sends_split = 1;
     struct pf_known_graph *k = known_graphs.lookup(&cgraph);
-    if (k && k->uid && k->uid == w->uid && k->nodes == w->nodes && k->n_nodes == w->n_nodes) {
+    if (pf_is_same(k, w)) {
         pf_split_emit(w, PF_SPLIT_READ);
         return 0;
     }
