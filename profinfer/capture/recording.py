@@ -330,10 +330,10 @@ class Recording:
             self._probing.detach("op")
             # What threads had begun ends here, and is not continued when the probes are back.
             self._drain()
-            self._write_open_batches(self._probing)
+            self._write_left(self._probing.take_open_batches())
 
-    def _write_open_batches(self, probing: Probing) -> None:
-        left = probing.take_open_batches()
+    def _write_left(self, left: list[bytes]) -> None:
+        """Entries that no thread has handed over."""
         if left and self._write_error is None:
             try:
                 self._writer.write_ring(left)
@@ -431,13 +431,8 @@ class Recording:
             # Threads of a target that runs on still write to their batches: those stay behind,
             # with the graph that was cut.
             if status is not None:
-                self._write_open_batches(probing)
-            left = probing.take_open_runs()
-            if left and self._write_error is None:
-                try:
-                    self._writer.write_ring(left)
-                except TraceError as error:
-                    self._write_error = error
+                self._write_left(probing.take_open_batches())
+            self._write_left(probing.take_open_runs())
             counters = probing.counters()
             self._json(ChunkKind.UPDATE, {"limits": self._limits.end()})
         trailer = Trailer(
