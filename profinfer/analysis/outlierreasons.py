@@ -168,7 +168,11 @@ def _operators(trace: Trace, steps: Steps, excess: Excess, graphs: I64) -> str:
     name = steps.parts[excess.part]
     role = (trace.nodes["role"] == name).to_numpy()
     neighbours = steps.call[max(0, excess.at - 25) : excess.at + 26]
-    walls, owner = trace.op_walls, trace.graphs["call_id"].to_numpy()
+    owner = trace.graphs["call_id"].to_numpy()
+    near = np.flatnonzero((owner >= neighbours.min()) & (owner <= neighbours.max()))
+    edges = [near[0], near[-1] + 1] if len(near) else [0, 0]
+    first, last = np.searchsorted(trace.op_walls["graph_id"].to_numpy(), edges)
+    walls = trace.op_walls.iloc[first:last]
     node = walls["node_id"].to_numpy()
     of_call = owner[walls["graph_id"].to_numpy()]
     use = role[node] & (of_call >= neighbours.min()) & (of_call <= neighbours.max())
