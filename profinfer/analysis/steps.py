@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import numpy.typing as npt
@@ -89,21 +90,29 @@ def cells_of_definitions(trace: Trace) -> I64:
     return out
 
 
+_kept: WeakKeyDictionary[Selection, Steps] = WeakKeyDictionary()
+
+
 def decode_steps(trace: Trace, selection: Selection) -> Steps:
     """The selected calls that are decode steps with a step before them.
 
-    A call of several sequences counts once; its position is that of its last token.
+    A call of several sequences counts once; its position is that of its last token. Kept as long
+    as the selection is.
     """
+    if selection not in _kept:
+        _kept[selection] = _decode_steps(trace, selection)
+    return _kept[selection]
+
+
+def _decode_steps(trace: Trace, selection: Selection) -> Steps:
     calls, graphs = trace.calls, trace.graphs
     told = latency.token_steps(trace).dropna().groupby("call_id")["step_ns"].max()
     call = told.index.to_numpy(np.int64)
     keep = selection.calls[call]
     call, total = call[keep], told.to_numpy(np.int64)[keep]
-    row = np.full(len(calls) + 1, -1, np.int64)  # of each call; the last is for graphs without one
-    row[call] = np.arange(len(call))
     begin, end, tid = (calls[c].to_numpy() for c in ("begin_ns", "end_ns", "tid"))
     since = end[call] - total
-    owner = row[graphs["call_id"].to_numpy()]
+    owner = _step_of_graphs(trace, call)
     mine = owner >= 0
 
     def of_graphs(values: I64) -> I64:
@@ -158,12 +167,18 @@ def attention_steps(trace: Trace, steps: Steps) -> tuple[tuple[str, ...], I64]:
     names = sorted(label[mine].unique())
     codes = np.where(mine, np.searchsorted(names, label.to_numpy(str)), len(names))
     codes = np.minimum(codes, len(names))
-    row = np.full(len(trace.calls) + 1, -1, np.int64)
-    row[steps.call] = np.arange(len(steps.call))
-    owner = row[trace.graphs["call_id"].to_numpy()]
+    owner = _step_of_graphs(trace, steps.call)
     found, time = _by(trace, owner, len(steps.call), codes, [*names, ""])
     keep = [i for i, name in enumerate(found) if name]
     return tuple(found[i] for i in keep), time[:, keep]
+
+
+def _step_of_graphs(trace: Trace, call: I64) -> I64:
+    """Of each graph the step that it belongs to, by the steps' calls; -1 for none."""
+    row = np.full(len(trace.calls) + 1, -1, np.int64)  # the last one: graphs without a call
+    row[call] = np.arange(len(call))
+    out: I64 = row[trace.graphs["call_id"].to_numpy()]
+    return out
 
 
 def _by(
