@@ -5,7 +5,7 @@ Must not import rich or above.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pandas as pd
@@ -122,8 +122,7 @@ def live(
         state = "inside of a long call"
     recent = trace.sequences[trace.sequences["call_id"].isin(ended["call_id"])]
     begin = int(calls["begin_ns"].min()) if len(calls) else since_ns
-    told = _Operators.of(trace, by)
-    return LiveView(
+    view = LiveView(
         since_ns=since_ns,
         now_ns=now_ns,
         window_ns=now_ns - min(begin, since_ns),
@@ -135,13 +134,8 @@ def live(
         tpot_p50_ns=latency.quantile(steps, 0.5),
         tpot_p90_ns=latency.quantile(steps, 0.9),
         by=by,
-        phase=told.phase,
-        seen=told.seen,
-        tokens=told.tokens,
-        token_ns=told.token_ns,
-        rows=told.rows,
-        threads=told.threads,
     )
+    return _with_operators(view, trace)
 
 
 def _state(calls: pd.DataFrame, now_ns: int) -> tuple[str, int]:
@@ -155,46 +149,33 @@ def _state(calls: pd.DataFrame, now_ns: int) -> tuple[str, int]:
     return ("idle" if idle > IDLE_NS else str(last["phase"])), idle
 
 
-@dataclass(frozen=True)
-class _Operators:
-    """The part of the view that needs operators; attributes as in ``LiveView``."""
-
-    phase: str | None = None
-    seen: int = 0
-    tokens: int = 0
-    token_ns: float = 0.0
-    rows: list[Row] = field(default_factory=list)
-    threads: list[ThreadRow] = field(default_factory=list)
-
-    @classmethod
-    def of(cls, trace: Trace, by: str) -> _Operators:
-        """Of the phase that took most of the window."""
-        calls = trace.calls
-        spent = (calls["end_ns"] - calls["begin_ns"]).groupby(calls["phase"].astype(str)).sum()
-        known = [phase for phase in _PHASES if phase in spent.index]
-        if not known or trace.meta.plan.ops.mode == "none":
-            return cls()
-        phase = max(known, key=lambda p: int(spent[p]))
-        chosen = trace.select(phase=phase)
-        if not chosen.n_tokens or not len(trace.ops):
-            return cls(phase, 0, chosen.of_tokens)
-        table = operators.by(trace, chosen, by)
-        frame = table.frame
-        rows = [
-            Row(str(name), float(each), float(share), float(wait))
-            for name, each, share, wait in zip(
-                frame[by], frame["per_token_ns"], frame["share"], frame["wait_share"], strict=True
-            )
-        ]
-        total = table.total or {}
-        return cls(
-            phase,
-            chosen.n_tokens,
-            chosen.of_tokens,
-            float(total.get("per_token_ns") or 0.0),
-            rows,
-            _thread_rows(threads.threads(trace, chosen, states=True).frame),
+def _with_operators(view: LiveView, trace: Trace) -> LiveView:
+    """With the operators of the phase that took most of the window."""
+    calls = trace.calls
+    spent = (calls["end_ns"] - calls["begin_ns"]).groupby(calls["phase"].astype(str)).sum()
+    known = [phase for phase in _PHASES if phase in spent.index]
+    if not known or trace.meta.plan.ops.mode == "none":
+        return view
+    phase = max(known, key=lambda p: int(spent[p]))
+    chosen = trace.select(phase=phase)
+    view = replace(view, phase=phase, tokens=chosen.of_tokens)
+    if not chosen.n_tokens or not len(trace.ops):
+        return view
+    table = operators.by(trace, chosen, view.by)
+    frame = table.frame
+    rows = [
+        Row(str(name), float(each), float(share), float(wait))
+        for name, each, share, wait in zip(
+            frame[view.by], frame["per_token_ns"], frame["share"], frame["wait_share"], strict=True
         )
+    ]
+    return replace(
+        view,
+        seen=chosen.n_tokens,
+        token_ns=float((table.total or {}).get("per_token_ns") or 0.0),
+        rows=rows,
+        threads=_thread_rows(threads.threads(trace, chosen, states=True).frame),
+    )
 
 
 def _thread_rows(frame: pd.DataFrame) -> list[ThreadRow]:
