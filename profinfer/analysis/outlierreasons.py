@@ -13,6 +13,7 @@ import pandas as pd
 
 from profinfer.analysis import steps as parts
 from profinfer.analysis.steps import Steps
+from profinfer.model.oprows import operator_starts
 from profinfer.model.trace import Trace
 from profinfer.units import format_bytes, format_ns, format_things
 
@@ -92,8 +93,7 @@ def _without_cpu(trace: Trace, steps: Steps, at: int, graphs: I64) -> tuple[floa
         ran = trace.op_sched["compute_running_ns"].to_numpy()[mine.index.to_numpy()]
         off = np.maximum(computing - ran, 0)
         graph, node = mine["graph_id"].to_numpy(), mine["node_id"].to_numpy()
-        starts = np.flatnonzero(np.r_[True, (graph[1:] != graph[:-1]) | (node[1:] != node[:-1])])
-        lost = int(np.maximum.reduceat(off, starts).sum())
+        lost = int(np.maximum.reduceat(off, operator_starts(graph, node)).sum())
         tids = mine["tid"].to_numpy()
         worst = {t: int(off[tids == t].sum()) for t in np.unique(tids).tolist()}
     call = trace.calls.iloc[int(steps.call[at])]

@@ -48,9 +48,7 @@ def per_thread(trace: Trace, selection: Selection) -> pd.DataFrame:
     Torn operators are left out, as they are of compute and wait.
     """
     ops = trace.ops
-    chosen = selection.graphs[ops["graph_id"].to_numpy()] & ops["complete"].to_numpy()
-    if selection.narrowed:
-        chosen &= selection.nodes[ops["node_id"].to_numpy()]
+    chosen = selection.mask(ops) & ops["complete"].to_numpy()
     tids, at = np.unique(ops["tid"].to_numpy()[chosen], return_inverse=True)
 
     def summed(values: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:

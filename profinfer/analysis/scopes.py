@@ -12,6 +12,7 @@ import numpy as np
 
 from profinfer.analysis import latency
 from profinfer.analysis.finding import Prize
+from profinfer.model.oprows import operator_starts
 from profinfer.model.selection import Selection
 from profinfer.model.trace import Trace
 
@@ -112,12 +113,9 @@ def longest_ns(trace: Trace, selection: Selection, column: str) -> int:
     Threads lose their time at once and meet at the next barrier: the longest is what delays it.
     """
     ops = trace.ops
-    chosen = selection.graphs[ops["graph_id"].to_numpy()]
-    if selection.narrowed:
-        chosen &= selection.nodes[ops["node_id"].to_numpy()]
-    rows = np.flatnonzero(chosen)
+    rows = np.flatnonzero(selection.mask(ops))
     if not len(rows):
         return 0
     graph, node = (ops[c].to_numpy()[rows] for c in ("graph_id", "node_id"))
-    starts = np.flatnonzero(np.r_[True, (graph[1:] != graph[:-1]) | (node[1:] != node[:-1])])
+    starts = operator_starts(graph, node)
     return int(np.maximum.reduceat(trace.op_sched[column].to_numpy()[rows], starts).sum())

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from profinfer.model.oprows import operator_starts
 from profinfer.model.selection import Selection
 from profinfer.model.trace import Trace
 
@@ -42,9 +43,7 @@ def straggler(trace: Trace, selection: Selection) -> Straggler | None:
     if not len(ops):
         return None
     graph, node = ops["graph_id"].to_numpy(), ops["node_id"].to_numpy()
-    starts = np.flatnonzero(
-        np.r_[True, (graph[1:] != graph[:-1]) | (node[1:] != node[:-1])]
-    )  # rows are ordered by graph, node, thread
+    starts = operator_starts(graph, node)
     wait = (ops["release_ns"] - ops["end_ns"]).to_numpy()
     size = np.diff(np.r_[starts, len(ops)])
     waited = np.add.reduceat(wait, starts)

@@ -40,9 +40,7 @@ def threads(trace: Trace, selection: Selection, *, states: bool = True) -> Resul
         states: with the columns of the thread states, where they were recorded.
     """
     ops = trace.ops
-    chosen = selection.graphs[ops["graph_id"].to_numpy()]
-    if selection.narrowed:
-        chosen &= selection.nodes[ops["node_id"].to_numpy()]
+    chosen = selection.mask(ops)
     every = trace.threads["tid"].to_numpy()
     at = np.searchsorted(every, ops["tid"].to_numpy())
     counts = np.bincount(at[chosen], minlength=len(every))

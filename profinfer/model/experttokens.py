@@ -11,6 +11,8 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from profinfer.model.oprows import operator_starts
+
 I32 = npt.NDArray[np.int32]
 I64 = npt.NDArray[np.int64]
 
@@ -84,6 +86,6 @@ def _passes(table: pd.DataFrame, call_of_graph: I32) -> _Passes:
 def _rows_of_place(table: pd.DataFrame) -> I64:
     """Rows that the same node computed in the same graph, for each row of the table."""
     graph, node = table["graph_id"].to_numpy(), table["node_id"].to_numpy()
-    start = np.flatnonzero(np.r_[True, (graph[1:] != graph[:-1]) | (node[1:] != node[:-1])])
+    start = operator_starts(graph, node)
     most = np.maximum.reduceat(table["row"].to_numpy(), start) + 1
     return np.repeat(most.astype(np.int64), np.diff(np.r_[start, len(table)]))

@@ -48,6 +48,11 @@ class Walls:
     complete: Mask
 
 
+def operator_starts(graph: I32, node: I32) -> I64:
+    """Where each operator of a graph begins among rows ordered by graph, then node."""
+    return np.flatnonzero(np.r_[True, (graph[1:] != graph[:-1]) | (node[1:] != node[:-1])])
+
+
 _DTYPES = {
     "graph": np.int32,
     "node": np.int32,

@@ -73,9 +73,14 @@ class Selection:
             parts.append("warm-up excluded")
         return ", ".join(parts)
 
+    def mask(self, table: pd.DataFrame) -> Mask:
+        """Which rows of an ops or op_walls table are selected."""
+        out: Mask = self.graphs[table["graph_id"].to_numpy()]
+        if self.narrowed:
+            out &= self.nodes[table["node_id"].to_numpy()]
+        return out
+
     def rows(self, table: pd.DataFrame) -> pd.DataFrame:
         """The rows of an ops or op_walls table that are selected."""
-        mask: Mask = self.graphs[table["graph_id"].to_numpy()]
-        if self.narrowed:
-            mask &= self.nodes[table["node_id"].to_numpy()]
+        mask = self.mask(table)
         return table if mask.all() else table.loc[mask]
