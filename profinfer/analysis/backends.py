@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from profinfer.analysis import notes
+from profinfer.analysis import latency, notes
 from profinfer.analysis.result import Column, Note, Result
 from profinfer.model.backendnames import HOST
 from profinfer.model.selection import Selection
@@ -41,14 +41,8 @@ _BACKENDS = (
 
 def owner(trace: Trace, table: pd.DataFrame) -> I64:
     """The call that each row belongs to: around it, or the latest before it on its thread; -1."""
-    calls = trace.calls
     out = table["call_id"].to_numpy(np.int64).copy()
-    for tid in np.unique(table["tid"].to_numpy()[out < 0]):
-        mine = np.flatnonzero((table["tid"] == tid).to_numpy() & (out < 0))
-        theirs = np.flatnonzero((calls["tid"] == tid).to_numpy())
-        begin = calls["begin_ns"].to_numpy()[theirs]
-        at = np.searchsorted(begin, table["begin_ns"].to_numpy()[mine], side="right") - 1
-        out[mine] = np.where(at >= 0, np.append(theirs, -1)[at], -1)
+    out[out < 0] = latency.latest_call(trace, table[out < 0])
     return out
 
 

@@ -40,16 +40,21 @@ class Speed:
         return self.tokens * 1e9 / self.time_ns if self.time_ns and self.tokens else None
 
 
-def sample_owner(trace: Trace) -> I64:
-    """Row of the call that each sample follows on its thread, -1 if none."""
-    out = np.full(len(trace.samples), -1, np.int64)
-    s_tid, s_begin = trace.samples["tid"].to_numpy(), trace.samples["begin_ns"].to_numpy()
+def latest_call(trace: Trace, table: pd.DataFrame) -> I64:
+    """Row of the latest call on its thread that began before each row did, -1 if none."""
+    out = np.full(len(table), -1, np.int64)
+    tids, begins = table["tid"].to_numpy(), table["begin_ns"].to_numpy()
     c_tid, c_begin = trace.calls["tid"].to_numpy(), trace.calls["begin_ns"].to_numpy()
-    for tid in np.unique(s_tid):
-        mine, theirs = np.flatnonzero(s_tid == tid), np.flatnonzero(c_tid == tid)
-        at = np.searchsorted(c_begin[theirs], s_begin[mine], side="right") - 1
+    for tid in np.unique(tids):
+        mine, theirs = np.flatnonzero(tids == tid), np.flatnonzero(c_tid == tid)
+        at = np.searchsorted(c_begin[theirs], begins[mine], side="right") - 1
         out[mine[at >= 0]] = theirs[at[at >= 0]]
     return out
+
+
+def sample_owner(trace: Trace) -> I64:
+    """Row of the call that each sample follows on its thread, -1 if none."""
+    return latest_call(trace, trace.samples)
 
 
 def sampling_per_call(trace: Trace) -> I64:
