@@ -65,8 +65,7 @@ def passes(trace: Trace, selection: Selection) -> pd.DataFrame:
     out), ``op_ns`` (time of its nodes with experts, NaN if torn), ``majors`` and ``held_ns`` (major
     faults on experts' weights in these nodes; 0 where faults were not recorded).
     """
-    needed = accesses(trace)
-    needed = needed[chosen(trace, selection, needed)]
+    needed = needed_experts(trace, selection)
     known = needed["gap"].where(needed["gap"] != FIRST)
     out = (
         needed.assign(known=known, fresh=needed["gap"] != 1, first=needed["gap"] == FIRST)
@@ -91,6 +90,12 @@ def passes(trace: Trace, selection: Selection) -> pd.DataFrame:
     )  # fmt: skip
     out = out.join(took).join(hit).fillna({"majors": 0, "held_ns": 0}).reset_index()
     return out.astype({"majors": np.int64, "held_ns": np.int64})
+
+
+def needed_experts(trace: Trace, selection: Selection) -> pd.DataFrame:
+    """The selected ones of ``accesses``."""
+    needed = accesses(trace)
+    return needed[chosen(trace, selection, needed)]
 
 
 def faults(trace: Trace) -> pd.DataFrame:

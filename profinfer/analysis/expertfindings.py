@@ -7,6 +7,7 @@ which are in memory. Must not import rich or anything above.
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
 
 from profinfer.analysis.expertcosts import passes, sizes
 from profinfer.analysis.expertreuse import cache_for, correlation
@@ -33,7 +34,11 @@ def findings(trace: Trace, selection: Selection) -> list[Finding]:
     """Everything that is worth a line."""
     if not len(trace.experts):
         return []
-    found = (_skewed(trace, selection), _reloaded(trace), _too_much_read(trace))
+    decode = trace.select(phase="decode")
+    done = passes(trace, decode)
+    found = (
+        _skewed(trace, selection), _reloaded(trace, done), _too_much_read(trace, decode, done)
+    )  # fmt: skip
     return [f for f in found if f is not None]
 
 
@@ -58,9 +63,9 @@ def _skewed(trace: Trace, selection: Selection) -> Finding | None:
     return Finding("router_skew", None, text)
 
 
-def _reloaded(trace: Trace) -> Finding | None:
+def _reloaded(trace: Trace, done: pd.DataFrame) -> Finding | None:
     """Passes take longer, the longer their experts were not needed."""
-    done = passes(trace, trace.select(phase="decode")).dropna(subset=["op_ns"])
+    done = done.dropna(subset=["op_ns"])
     near = done[(done["gap"] <= 2) & (done["first"] == 0)]
     far = done[(done["gap"] > 2) & (done["first"] == 0)]
     found = correlation(done)
@@ -91,9 +96,8 @@ def _reloaded(trace: Trace) -> Finding | None:
     return Finding("experts_reloaded", None, text)
 
 
-def _too_much_read(trace: Trace) -> Finding | None:
+def _too_much_read(trace: Trace, selection: Selection, done: pd.DataFrame) -> Finding | None:
     """Reading ahead brings experts that nobody wants, and pushes out those that will be."""
-    selection = trace.select(phase="decode")
     reads, weights = trace.reads, trace.expert_weights
     if not len(reads) or not selection.n_tokens:
         return None
@@ -102,7 +106,6 @@ def _too_much_read(trace: Trace) -> Finding | None:
     mine = (graph >= 0) & np.r_[selection.graphs, False][graph]
     mine &= parts["tensor"].isin(weights["tensor"].unique()).to_numpy()
     read = int(parts["bytes"].to_numpy()[mine].sum())
-    done = passes(trace, selection)
     needed = int((sizes(trace).bytes_of(done["layer"].to_numpy()) * done["experts"]).sum())
     if not needed or read < OVER * needed:
         return None

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from profinfer.analysis import notes
-from profinfer.analysis.expertcosts import chosen, passes, sizes
+from profinfer.analysis.expertcosts import needed_experts, passes, sizes
 from profinfer.analysis.expertuse import FIRST, accesses
 from profinfer.analysis.result import Column, Note, Result
 from profinfer.model.selection import Selection
@@ -108,8 +108,7 @@ def by_cache(trace: Trace, selection: Selection, *, brief: bool) -> Result:
         selection: accesses that count; the caches are filled by all that came before.
         brief: some sizes only.
     """
-    size, needed = sizes(trace), accesses(trace)
-    mine = needed[chosen(trace, selection, needed)]
+    size, mine = sizes(trace), needed_experts(trace, selection)
     most = max(size.experts.values(), default=0)
     distance = mine["distance"].to_numpy()
     cost = size.bytes_of(mine["layer"].to_numpy())

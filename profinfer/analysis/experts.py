@@ -13,8 +13,8 @@ import numpy as np
 import pandas as pd
 
 from profinfer.analysis import notes
-from profinfer.analysis.expertcosts import chosen, faults, passes, sizes
-from profinfer.analysis.expertuse import FIRST, accesses, spread
+from profinfer.analysis.expertcosts import chosen, faults, needed_experts, passes, sizes
+from profinfer.analysis.expertuse import FIRST, spread
 from profinfer.analysis.result import Column, Note, Result
 from profinfer.model.selection import Selection
 from profinfer.model.trace import Trace
@@ -29,8 +29,7 @@ _FAULTS = (
 def overview(trace: Trace, selection: Selection) -> Result:
     """One row: sizes, and what a token needs of them."""
     size = sizes(trace)
-    needed = accesses(trace)
-    needed = needed[chosen(trace, selection, needed)]
+    needed = needed_experts(trace, selection)
     every = _of(trace, selection)
     tokens = selection.n_tokens
     addressed = int(size.bytes_of(needed["layer"].to_numpy()).sum())
@@ -62,8 +61,7 @@ def by_layer(trace: Trace, selection: Selection) -> Result:
     """One row a layer: how its choices spread, and what it took."""
     size, every = sizes(trace), _of(trace, selection)
     done = passes(trace, selection)
-    needed = accesses(trace)
-    needed = needed[chosen(trace, selection, needed)]
+    needed = needed_experts(trace, selection)
     rows = []
     for layer, mine in every.groupby("layer"):
         layer = int(str(layer))
@@ -118,8 +116,7 @@ def by_expert(trace: Trace, selection: Selection, top: int | None) -> Result:
         [(layer, e) for layer in layers for e in range(size.experts[layer])],
         names=["layer", "expert"],
     )
-    needed = accesses(trace)
-    needed = needed[chosen(trace, selection, needed)]
+    needed = needed_experts(trace, selection)
     needed = needed.assign(
         gap=needed["gap"].where(needed["gap"] != FIRST),
         distance=needed["distance"].where(needed["distance"] != FIRST),
@@ -156,11 +153,9 @@ def by_expert(trace: Trace, selection: Selection, top: int | None) -> Result:
         Column("bytes", "size", "bytes", "Its weights.", detail=True),
         *(_FAULTS if trace.has_faults else ()),
     )
-    extra: tuple[Note, ...] = ()
-    if len(frame) < rows:
-        extra = (Note("info", f"the {len(frame)} most chosen of {rows:,}; more: --top N"),)
+    extra = notes.cut(len(frame), rows, "most chosen")
     return _result(
-        "experts_by_expert", "Experts one by one", trace, selection, columns, frame, extra
+        "experts_by_expert", "Experts one by one", trace, selection, columns, frame, tuple(extra)
     )
 
 

@@ -78,7 +78,7 @@ def matmuls(trace: Trace, selection: Selection, top: int | None = None) -> Resul
         selection.description,
         COLUMNS,
         out[[c.name for c in COLUMNS]].reset_index(drop=True),
-        (*notes.of(trace, selection), *extra, *_cut(len(out), rows)),
+        (*notes.of(trace, selection), *extra, *notes.cut(len(out), rows, "largest")),
     )
 
 
@@ -94,12 +94,6 @@ def _medians(
     length = (walls["release_ns"] - walls["begin_ns"])[at >= 0]
     middle = length.groupby(at[at >= 0]).median().reindex(range(len(groups)))
     return np.asarray(middle, np.float64)
-
-
-def _cut(shown: int, rows: int) -> list[Note]:
-    if shown >= rows:
-        return []
-    return [Note("info", f"the {shown} largest of {rows:,}; more: --top N")]
 
 
 def _exponents(out: pd.DataFrame) -> list[Note]:

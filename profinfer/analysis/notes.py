@@ -67,9 +67,9 @@ def narrowed(trace: Trace) -> list[Note]:
     return out
 
 
-def cut(shown: int, rows: int) -> list[Note]:
-    """How many rows a view leaves out, slowest first, or nothing."""
-    return [Note("info", f"the {shown} slowest of {rows:,}; more: --top N")] if shown < rows else []
+def cut(shown: int, rows: int, which: str = "slowest") -> list[Note]:
+    """How many rows a view leaves out, and which ones it shows, or nothing."""
+    return [Note("info", f"the {shown} {which} of {rows:,}; more: --top N")] if shown < rows else []
 
 
 def of(trace: Trace, selection: Selection) -> tuple[Note, ...]:
