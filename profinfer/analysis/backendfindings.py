@@ -32,11 +32,11 @@ def findings(trace: Trace, selection: Selection) -> list[Finding]:
 def _traffic(trace: Trace, selection: Selection, spent: int) -> list[Finding]:
     """Copies between backends take a good part of the calls."""
     copies = crossing(trace, selection)
-    time = int((copies["end_ns"] - copies["begin_ns"]).sum())
+    copies = copies.assign(time_ns=copies["end_ns"] - copies["begin_ns"])
+    time = int(copies["time_ns"].sum())
     if time < TRAFFIC_MIN * spent:
         return []
-    worst = copies.assign(time_ns=copies["end_ns"] - copies["begin_ns"])
-    most = worst.groupby(["source", "target"], observed=True)["time_ns"].sum().idxmax()
+    most = copies.groupby(["source", "target"], observed=True)["time_ns"].sum().idxmax()
     source, target = map(str, most)  # type: ignore[call-overload]
     text = (
         f"copies between backends take {format_percent(time / spent)} of the calls' time: "

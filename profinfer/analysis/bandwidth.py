@@ -10,7 +10,7 @@ from profinfer.analysis.roofline import roofline
 from profinfer.analysis.roofs import of_trace
 from profinfer.analysis.scopes import Scope
 from profinfer.model.trace import Trace
-from profinfer.units import format_byte_rate
+from profinfer.units import format_byte_rate, format_things
 
 WALL = 0.6  # of what the machine can read: nearer to the wall than to anything else
 MORE = 1.15  # bandwidth of more threads over that of those that ran, which would be worth it
@@ -38,7 +38,7 @@ def bandwidth_wall(trace: Trace) -> Finding | None:
     gain = calibration.peaks(most)[0] / here
     text = (
         f"decoding is at the memory's bandwidth: operators move {format_byte_rate(moved)} of the "
-        f"{format_byte_rate(here)} that {ran} thread{'' if ran == 1 else 's'} can read "
+        f"{format_byte_rate(here)} that {format_things(ran, 'thread')} can read "
         f"({100 * share:.0f} %)"
     )
     evidence = {

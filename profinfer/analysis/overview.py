@@ -177,11 +177,9 @@ def ledger(trace: Trace, selection: Selection) -> Result:
     calls, graphs = trace.calls, trace.graphs
     chosen = selection.calls
     host = host_time(trace) if has_others(trace) else None
-    windows = (
-        latency.windows(trace)
-        if host is None
-        else np.maximum(latency.windows(trace), host.last_wait_ns)
-    )
+    windows = latency.windows(trace)
+    if host is not None:
+        windows = np.maximum(windows, host.last_wait_ns)
     span = (windows - calls["begin_ns"].to_numpy())[chosen].sum()
     in_calls = int((calls["end_ns"] - calls["begin_ns"]).to_numpy()[chosen].sum())
     sampling = int(latency.sampling_per_call(trace)[chosen].sum())

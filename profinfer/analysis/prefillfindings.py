@@ -15,7 +15,7 @@ from profinfer.analysis.roofs import of_trace
 from profinfer.analysis.scheduling import per_thread
 from profinfer.analysis.scopes import Scope
 from profinfer.model.trace import Trace
-from profinfer.units import format_ns, format_percent
+from profinfer.units import format_ns, format_percent, format_things
 
 LONG_PROMPT = 128  # tokens, from which on a prompt could have been computed in larger pieces
 SMALL_PIECE = 32  # tokens a graph
@@ -102,8 +102,8 @@ def _few_threads(scope: Scope) -> Finding | None:
     if _per_graph(scope) < COMPUTE_TOKENS or scope.threads >= most or busy < BUSY_MIN:
         return None
     text = (
-        f"prompts are bound by arithmetic and {scope.threads} thread"
-        f"{'' if scope.threads == 1 else 's'} computed them, of {most} cores that they may use"
+        f"prompts are bound by arithmetic and {format_things(scope.threads, 'thread')} computed "
+        f"them, of {most} cores that they may use"
     )
     evidence = {
         "threads": Number(scope.threads, "count", "Threads that computed together."),

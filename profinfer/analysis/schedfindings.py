@@ -19,7 +19,7 @@ from profinfer.analysis.scopes import Scope
 from profinfer.analysis.stragglers import straggler
 from profinfer.model.opsched import within
 from profinfer.model.trace import Trace
-from profinfer.units import format_ns
+from profinfer.units import format_ns, format_things
 
 # Below these parts of the operators' thread time a disturbance is not worth a line.
 RUNNABLE_MIN = 0.05
@@ -124,8 +124,8 @@ def _oversubscribed(case: _Case) -> Finding | None:
     asleep = case.part("blocked_ns")
     also = f", and {_percent(asleep)} asleep" if asleep >= RUNNABLE_MIN else ""
     text = (
-        f"{case.threads} threads share {_cpus(case.cpus)}: {_percent(share)} of op time runnable, "
-        f"not running{also}"
+        f"{case.threads} threads share {format_things(case.cpus, 'CPU')}: {_percent(share)} of op "
+        f"time runnable, not running{also}"
     )
     evidence = {
         "threads": Number(case.threads, "count", "Threads that computed together."),
@@ -151,8 +151,9 @@ def _shared(case: _Case) -> Finding | None:
     if who is not None:
         why = f"the longest after {who.name} ({who.about}) took CPU {who.cpu}"
     text = (
-        f"{case.threads} threads took turns although they may use {_cpus(case.cpus)}: "
-        f"{_percent(share)} of op time runnable behind each other; {why}"
+        f"{case.threads} threads took turns although they may use "
+        f"{format_things(case.cpus, 'CPU')}: {_percent(share)} of op time runnable behind each "
+        f"other; {why}"
     )
     evidence = {
         "threads": Number(case.threads, "count", "Threads that computed together."),
@@ -313,10 +314,6 @@ def _throttled(scope: Scope, case: _Case | None) -> Finding | None:
     }
     prize = None if case is None else scope.prize(case.crowding_ns, case.crowding_how)
     return Finding("throttled", None, text, tries, scope.name, evidence, prize)
-
-
-def _cpus(n: int) -> str:
-    return f"{n} CPU{'' if n == 1 else 's'}"
 
 
 def _percent(share: float) -> str:
