@@ -105,17 +105,9 @@ def _join(parts: list[I32], width: int = 0) -> I32:
 
 
 def _sizes(fields: tensors.Fields, engine: Engine) -> tuple[F64, F64, I64]:
-    """Bytes addressed, bytes an element and elements a block, of every distinct tensor.
-
-    Type sizes come from the engine's own table (``ggml_type_size``, ``ggml_blck_size``).
-    """
-    unit = np.full(len(engine.types) + 1, np.nan)
-    block = np.ones(len(engine.types) + 1, np.int64)
-    for number, known in enumerate(engine.types):
-        if known is not None and known.block > 0:
-            unit[number], block[number] = known.size, known.block
-    kind = np.where((fields.type >= 0) & (fields.type < len(engine.types)), fields.type, -1)
-    of_unit, of_block = unit[kind], block[kind]
+    """Bytes addressed, bytes an element and elements a block, of every distinct tensor."""
+    size_of, of_block = tensors.blocks(fields, engine.types)
+    of_unit = np.where(size_of > 0, size_of, np.nan)
     ne = fields.ne.astype(np.float64)
     element = of_unit / of_block
     every = ne.prod(axis=1) * element

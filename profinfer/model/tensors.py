@@ -100,20 +100,29 @@ def implausible(fields: Fields, n_ops: int, n_types: int) -> npt.NDArray[np.bool
     return np.asarray(bad)
 
 
-def spanned(fields: Fields, types: Sequence[TensorType | None]) -> I64:
-    """Bytes from the first to the last element of each tensor (``ggml_nbytes``); 0 if not known."""
+def blocks(fields: Fields, types: Sequence[TensorType | None]) -> tuple[I64, I64]:
+    """Of each tensor's type, bytes of a block, 0 if it is not known, and elements of one, 1 then.
+
+    From the engine's own table (``ggml_type_size``, ``ggml_blck_size``).
+    """
     unit, block = np.zeros(len(types) + 1, np.int64), np.ones(len(types) + 1, np.int64)
     for number, known in enumerate(types):
         if known is not None and known.block > 0:
             unit[number], block[number] = known.size, known.block
     kind = np.where((fields.type >= 0) & (fields.type < len(types)), fields.type, len(types))
+    return unit[kind], block[kind]
+
+
+def spanned(fields: Fields, types: Sequence[TensorType | None]) -> I64:
+    """Bytes from the first to the last element of each tensor (``ggml_nbytes``); 0 if not known."""
+    unit, block = blocks(fields, types)
     first = np.where(
-        block[kind] == 1,
-        unit[kind] + (fields.ne[:, 0] - 1) * fields.nb[:, 0].astype(np.int64),
-        fields.ne[:, 0] * fields.nb[:, 0].astype(np.int64) // block[kind],
+        block == 1,
+        unit + (fields.ne[:, 0] - 1) * fields.nb[:, 0].astype(np.int64),
+        fields.ne[:, 0] * fields.nb[:, 0].astype(np.int64) // block,
     )
     rest = ((fields.ne[:, 1:] - 1) * fields.nb[:, 1:].astype(np.int64)).sum(axis=1)
-    out: I64 = np.where((fields.ne > 0).all(axis=1) & (unit[kind] > 0), first + rest, 0)
+    out: I64 = np.where((fields.ne > 0).all(axis=1) & (unit > 0), first + rest, 0)
     return out
 
 
