@@ -14,7 +14,6 @@ import numpy.typing as npt
 
 I32 = npt.NDArray[np.int32]
 F64 = npt.NDArray[np.float64]
-Mask = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,6 @@ from profinfer.units import format_things
 
 _WEIGHT = re.compile(r"^(?:blk\.(?:N|\d+)\.)?(.*)\.weight\b")
 _TIME = Column("wall_ns", "time", "ns", "Mean wall time of an execution, all threads together.")
-_SHARE = Column("share", "share", "ratio", "Part of the time of all operators.", bar=True)
 _STEP = Column("step", "step", "count", "Operators of one step do not need each other.")
 _SLACK = Column("slack_ns", "slack", "ns", "How much longer it could take before the longest path "
                 "does; 0 on the critical path.")  # fmt: skip

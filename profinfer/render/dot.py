@@ -10,7 +10,6 @@ from collections.abc import Iterable
 from itertools import pairwise
 
 import numpy as np
-import numpy.typing as npt
 
 from profinfer.analysis.opgraph import CACHE, NODE, WEIGHT, OpGraph
 from profinfer.render.dotstyle import THEMES, Coloring, coloring, ink_on
@@ -25,8 +24,6 @@ from profinfer.render.dottext import (
     table,
 )
 from profinfer.units import format_byte_rate, format_bytes, format_ns, format_percent
-
-Mask = npt.NDArray[np.bool_]
 
 LARGE = 120  # operators: beyond, the layout is not polished for minutes
 

@@ -6,7 +6,6 @@ on them stays readable. May import numpy and pandas; must not import the command
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -159,8 +158,6 @@ def _by_value(
     fill = [
         colors[s] if ok else NEUTRAL for s, ok in zip(step.tolist(), known.tolist(), strict=True)
     ]
-    legend = [(c, f"{text(a)} to {text(b)}" if math.isfinite(a) else "")
-              for c, a, b in zip(colors, bounds[:-1], bounds[1:], strict=True)]  # fmt: skip
-    used = set(step[shown & known].tolist())
-    legend = [entry for i, entry in enumerate(legend) if i in used]
+    used = np.unique(step[shown & known]).tolist()
+    legend = [(colors[i], f"{text(bounds[i])} to {text(bounds[i + 1])}") for i in used]
     return Coloring(fill, title, legend)

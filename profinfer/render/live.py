@@ -18,7 +18,6 @@ SCHEMA = "profinfer.top/1"
 _LABEL = 9
 _BAR = "█"
 _DOTS = "░"
-_NARROW = 60
 
 
 @dataclass(frozen=True)

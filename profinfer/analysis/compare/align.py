@@ -32,12 +32,10 @@ class Alignment:
             problem_b, types_a, types_b ("" where a side lacks it), by (name, weight, place, or ""
             where only one side has it), in_a, in_b.
         of_node: of every run, a's first, the unit of each node_id; -1 for what did not run.
-        n_a: runs of side a.
     """
 
     units: pd.DataFrame
     of_node: list[I64]
-    n_a: int
 
 
 def _union(runs: list[Slots]) -> tuple[pd.DataFrame, list[I64]]:
@@ -92,7 +90,7 @@ def align(a: list[Slots], b: list[Slots]) -> Alignment:
     units["in_a"], units["in_b"] = in_a, in_b
     of_node = [_through(s, c, None) for s, c in zip(a, of_a, strict=True)]
     of_node += [_through(s, c, unit_of_right) for s, c in zip(b, of_b, strict=True)]
-    return Alignment(units.drop(columns=["problem", "types"]), of_node, len(a))
+    return Alignment(units.drop(columns=["problem", "types"]), of_node)
 
 
 def _through(slots: Slots, of_slot: I64, unit: I64 | None) -> I64:

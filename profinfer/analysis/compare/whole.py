@@ -8,13 +8,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
 from profinfer.analysis.compare import student
 from profinfer.analysis.compare.noise import LEVEL
 from profinfer.analysis.compare.runs import Comparison
-
-F64 = npt.NDArray[np.float64]
 
 ENOUGH = 3  # runs of each side that it takes to tell from the runs how much runs differ
 DRIFT = 0.25  # by which undisturbed runs of one program on one machine have been seen to differ
