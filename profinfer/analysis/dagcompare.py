@@ -122,11 +122,10 @@ def _changes(compared: Compared) -> Result:
 
 
 def _counts(compared: Compared, names: tuple[str, str]) -> Result:
-    sides = []
-    for graph in (compared.old, compared.new):
-        ran = graph.nodes[graph.works]
-        op = (ran["op"].astype(str) + " " + ran["params"].astype(str)).str.rstrip()
-        sides.append(op.value_counts())
+    sides = [
+        pd.Series(graph.titles, dtype=str)[graph.works].value_counts()
+        for graph in (compared.old, compared.new)
+    ]
     frame = pd.concat(sides, axis=1, keys=["old", "new"]).fillna(0).astype(np.int64)
     frame["more"] = frame["new"] - frame["old"]
     frame = frame.sort_index().sort_values("new", ascending=False, kind="stable").reset_index()

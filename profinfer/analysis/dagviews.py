@@ -212,7 +212,7 @@ def nodes(graph: OpGraph, places: Sequence[int], title: str) -> Result:
     frame = pd.DataFrame(
         {
             "idx": part["idx"].to_numpy(),
-            "op": (part["op"].astype(str) + " " + part["params"].astype(str)).str.rstrip(),
+            "op": [graph.titles[place] for place in rows],
             "name": part["name"].astype(str),
             "type": part["type"].astype(str),
             "shape": part["shape"].astype(str),

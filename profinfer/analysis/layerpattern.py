@@ -98,9 +98,7 @@ def ranges(numbers: Sequence[int]) -> str:
 
 def items_of(graph: OpGraph, places: Sequence[int], layer: int) -> tuple[Item, ...]:
     """The operators at these places, which are those of ``layer``."""
-    op, params, name, kind, shape = (
-        graph.texts(c) for c in ("op", "params", "name", "type", "shape")
-    )
+    name, kind, shape = (graph.texts(c) for c in ("name", "type", "shape"))
     before = graph.dag.before
     at = {place: number for number, place in enumerate(places)}
     inputs: dict[int, str] = {}
@@ -116,9 +114,8 @@ def items_of(graph: OpGraph, places: Sequence[int], layer: int) -> tuple[Item, .
             " ".join(filter(None, (general_name(leaf, layer), of)))
             for leaf, of in graph.leaves.get(place, ())
         ]
-        title = f"{op[place]} {params[place]}".rstrip()
         own = general_name(name[place], layer)
-        out.append(Item(title, own, kind[place], shape[place], tuple(reads)))
+        out.append(Item(graph.titles[place], own, kind[place], shape[place], tuple(reads)))
     return tuple(out)
 
 

@@ -99,6 +99,12 @@ class OpGraph:
             out.setdefault(idx, []).append((name, of if kind == WEIGHT else ""))
         return out
 
+    @cached_property
+    def titles(self) -> list[str]:
+        """Operator of each node, with what its parameters say."""
+        both = zip(self.texts("op"), self.texts("params"), strict=True)
+        return [f"{op} {params}".rstrip() for op, params in both]
+
     def texts(self, column: str) -> list[str]:
         """A column of the nodes as strings."""
         return self.nodes[column].astype(str).tolist()

@@ -57,21 +57,17 @@ class _Drawing:
         near[self.edges.dst[self.shown[self.edges.src]]] = True
         self.near = near & ~self.shown
         self.fills: Coloring = coloring(graph, look.color, self.shown)
-        self.text = {
-            c: graph.texts(c) for c in ("op", "params", "name", "type", "shape", "role", "problem")
-        }
-        self._before: dict[int, list[int]] = {}
-        for src, dst in zip(self.edges.src.tolist(), self.edges.dst.tolist(), strict=True):
-            self._before.setdefault(dst, []).append(src)
+        self.text = {c: graph.texts(c) for c in ("op", "name", "type", "shape", "role", "problem")}
         self.on_path = self._path_edges()
 
     def _path_edges(self) -> set[tuple[int, int]]:
         """Edges of the critical path, through views where those are drawn."""
+        every = (self.graph.whole if self.look.views else self.graph.dag).before
         out: set[tuple[int, int]] = set()
         for first, last in pairwise(self.graph.paths.nodes if self.graph.timed else []):
             way, at = [], last
             while at != first:
-                before = self._before.get(at, [])
+                before = every[at]
                 at = first if first in before else max(
                     (b for b in before if not self.graph.works[b]), default=first
                 )  # fmt: skip
@@ -117,11 +113,10 @@ class _Drawing:
         fill = self.fills.fill[place] if self.graph.works[place] else self.theme.back
         ink = ink_on(fill) if fill.startswith("#") else self.theme.dim
         text = self.text
-        op = f"{text['op'][place]} {text['params'][place]}".rstrip()
         shape = shape_text(text["shape"][place])
         about = " · ".join(filter(None, (text["type"][place], shape, self._measure(place))))
         rows = (
-            f'<FONT POINT-SIZE="8">{place}&nbsp; </FONT><B>{escape(op)}</B>',
+            f'<FONT POINT-SIZE="8">{place}&nbsp; </FONT><B>{escape(self.graph.titles[place])}</B>',
             escape(short(text["name"][place])),
             f'<FONT POINT-SIZE="8">{escape(about)}</FONT>',
         )
@@ -157,7 +152,7 @@ class _Drawing:
         row = self.graph.nodes.iloc[place]
         text = self.text
         lines = [
-            f"{place}: {text['op'][place]} {text['params'][place]}".rstrip(),
+            f"{place}: {self.graph.titles[place]}",
             text["name"][place],
             f"{text['type'][place]} {shape_text(text['shape'][place])}",
         ]
