@@ -22,6 +22,7 @@ from profinfer.model.trace import Trace
 
 F64 = npt.NDArray[np.float64]
 I32 = npt.NDArray[np.int32]
+I64 = npt.NDArray[np.int64]
 Mask = npt.NDArray[np.bool_]
 
 NODE, WEIGHT, CACHE, INPUT = "node", "weight", "cache", "input"
@@ -143,12 +144,15 @@ def op_graph(trace: Trace, def_id: int, selection: Selection) -> OpGraph:
     graphs = selection.graphs & (trace.graphs["def_id"] == def_id).to_numpy()
     work, _ = per_execution(trace)
     works = ~nodes["empty"].to_numpy() & ~(nodes["op"] == "?").to_numpy()
-    measured = _measured(trace, graphs, base, n)
+    walls = trace.op_walls
+    node = walls["node_id"].to_numpy() - base
+    kept = np.flatnonzero(graphs[walls["graph_id"].to_numpy()] & (node >= 0) & (node < n))
+    walls, node = walls.iloc[kept], node[kept]
     nodes = nodes.assign(
         flops=work.flops[rows],
         bytes=work.moved[rows],
-        **measured,
-        into=_into(trace, graphs, base, n, works),
+        **_measured(walls, node, n),
+        into=_into(walls, node, works),
     )
     return OpGraph(
         def_id=def_id,
@@ -161,12 +165,8 @@ def op_graph(trace: Trace, def_id: int, selection: Selection) -> OpGraph:
     )
 
 
-def _measured(trace: Trace, graphs: Mask, base: int, n: int) -> dict[str, F64]:
-    """Means of each node's executions."""
-    walls = trace.op_walls
-    node = walls["node_id"].to_numpy() - base
-    kept = np.flatnonzero(graphs[walls["graph_id"].to_numpy()] & (node >= 0) & (node < n))
-    walls, node = walls.iloc[kept], node[kept]
+def _measured(walls: pd.DataFrame, node: I64, n: int) -> dict[str, F64]:
+    """Means of each node's executions; ``node`` is the place of each."""
     threads = walls["threads"].to_numpy(np.float64)
     runs = np.bincount(node, minlength=n).astype(np.float64)
 
@@ -183,13 +183,11 @@ def _measured(trace: Trace, graphs: Mask, base: int, n: int) -> dict[str, F64]:
     }
 
 
-def _into(trace: Trace, graphs: Mask, base: int, n: int, works: Mask) -> I32:
+def _into(walls: pd.DataFrame, node: I64, works: Mask) -> I32:
     """Node that each node ran fused into, as in most of the executions."""
-    walls = trace.op_walls
-    node = walls["node_id"].to_numpy() - base
     fused = walls["fused"].to_numpy()
-    kept = graphs[walls["graph_id"].to_numpy()] & (node >= 0) & (node < n) & (fused > 1)
-    out = np.arange(n, dtype=np.int32)
+    kept = fused > 1
+    out = np.arange(len(works), dtype=np.int32)
     places = np.flatnonzero(works)
     for at, covers in np.unique(np.stack([node[kept], fused[kept]]), axis=1).T.tolist():
         where = int(np.searchsorted(places, at))
