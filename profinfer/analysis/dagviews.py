@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from profinfer.analysis.layerpattern import Group, differences, groups, layer_places
+from profinfer.analysis.layerpattern import Group, differences, groups, layer_places, steps_back
 from profinfer.analysis.opgraph import CACHE, INPUT, WEIGHT, OpGraph
 from profinfer.analysis.result import Column, Note, Result
 from profinfer.units import format_things
@@ -183,10 +183,8 @@ def pattern(graph: OpGraph, group: Group) -> Result:
 
 def _reads(number: int, reads: Sequence[str]) -> str:
     """Steps back become numbers."""
-    words = [
-        f"#{number + int(r)}" if r.startswith("-") and r[1:].isdigit() else _brief(r) for r in reads
-    ]
-    return ", ".join(words)
+    steps = [(r, steps_back(r)) for r in reads]
+    return ", ".join(_brief(r) if back is None else f"#{number - back}" for r, back in steps)
 
 
 def _brief(name: str) -> str:

@@ -33,6 +33,12 @@ def general_name(name: str, layer: int) -> str:
     return _NUMBER.sub(lambda m: "N" if m[0] == number else m[0], name)
 
 
+def steps_back(read: str) -> int | None:
+    """How many operators before its reader a source is; None if it is of no operator there."""
+    number = read.removeprefix("-")
+    return int(number) if number != read and number.isdigit() else None
+
+
 @dataclass(frozen=True)
 class Item:
     """One operator of a layer, as it is compared with others.

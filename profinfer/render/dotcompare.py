@@ -6,7 +6,7 @@ Layers are drawn once, by the most common kind of each graph. Must not import th
 from __future__ import annotations
 
 from profinfer.analysis.dagcompare import Compared
-from profinfer.analysis.layerpattern import Item, Pair
+from profinfer.analysis.layerpattern import Item, Pair, steps_back
 from profinfer.render.dotstyle import ADDED, CHANGED, NEUTRAL, REMOVED, THEMES
 from profinfer.render.dottext import (
     Look,
@@ -90,6 +90,7 @@ def _reads(items: list[Item | None]) -> set[tuple[int, int]]:
         item = items[place]
         assert item is not None
         for read in item.reads:
-            if read.startswith("-") and read[1:].isdigit():
-                out.add((own[number - int(read[1:])], place))
+            back = steps_back(read)
+            if back is not None:
+                out.add((own[number - back], place))
     return out
