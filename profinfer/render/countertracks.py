@@ -130,17 +130,14 @@ class CountRates:
         # The value falls to zero where nothing follows at once.
         follows = np.r_[begin[1:] <= end[:-1], False] & ~np.r_[first[1:], True]
         length = end - since[rows]
-        return [self._points(s, counts[rows], length, track, begin, end, follows)
-                for s in self._steps()]  # fmt: skip
-
-    def _steps(self) -> list[tuple[int, _Shown]]:
-        return list(enumerate(self._shown))
+        return [self._points(k, counts[rows], length, track, begin, end, follows)
+                for k in range(len(self._shown))]  # fmt: skip
 
     def _points(
-        self, shown: tuple[int, _Shown], counts: np.ndarray, length: Ints, track: Ints,
+        self, number: int, counts: np.ndarray, length: Ints, track: Ints,
         begin: Ints, end: Ints, follows: np.ndarray,
     ) -> Points:  # fmt: skip
-        number, s = shown
+        s = self._shown[number]
         under = counts[:, s.under] if s.under >= 0 else length.astype(np.float64)
         with np.errstate(divide="ignore", invalid="ignore"):
             value = s.factor * counts[:, s.over] / under
