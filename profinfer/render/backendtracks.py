@@ -27,12 +27,11 @@ if TYPE_CHECKING:
 _RANK = 500  # below the threads
 _LEVEL = 200  # what begins a flow at the same moment on a thread comes first
 _SPLIT_FLOW, _COMMAND_FLOW = 1 << 40, 2 << 40
-_DRAWN = ("busy", "copies", "waits", "messages", "served")
 
 
 @dataclass(frozen=True)
 class BackendEvents:
-    """What is drawn of backends; every table has begin_ns, end_ns, track, name and flow.
+    """What is drawn of backends, table by table; each has begin_ns, end_ns, track, name and flow.
 
     ``track`` names the row that a slice stands in, ``flow`` the flow that begins or ends at it,
     -1 for none; further columns become arguments.
@@ -59,7 +58,6 @@ def backend_events(
     Raises:
         UsageProblem: the server ran on another machine, whose clock is another.
     """
-    everything = selection is None
     pick: Callable[[pd.DataFrame], pd.DataFrame] = (
         (lambda table: table) if selection is None else lambda t: chosen(trace, t, selection)
     )
@@ -68,14 +66,16 @@ def backend_events(
         "copies": _copies(pick(trace.copies)),
         "waits": _waits(pick(trace.syncs)),
     }
-    messages = _messages(trace) if everything else _messages(trace).iloc[:0]
-    served = _served(trace) if everything else _served(trace).iloc[:0]
+    messages, served = _messages(trace), _served(trace)
+    if selection is not None:
+        messages, served = messages.iloc[:0], served.iloc[:0]
     if server is not None:
         _same_clock(trace, server)
         theirs = _served(server)
         messages, theirs = _joined(messages, theirs)
-        name = f"{server.meta.target.exe or 'server'}".rpartition("/")[2]
-        theirs["track"] = f"{name} (pid {server.meta.target.pid}): serving"
+        target = server.meta.target
+        name = f"{(target.exe or 'server').rpartition('/')[2]} (pid {target.pid})"
+        theirs["track"] = f"{name}: serving"
         served = pd.concat([served, theirs, _graphs(server, name)], ignore_index=True)
     return BackendEvents(tables | {"messages": messages, "served": served})
 
@@ -177,8 +177,7 @@ def _served(trace: Trace) -> pd.DataFrame:
 def _graphs(server: Trace, name: str) -> pd.DataFrame:
     graphs = server.graphs
     nodes = graphs["n_nodes"].astype(str)
-    track = f"{name} (pid {server.meta.target.pid}): graphs"
-    return _table(graphs, track, "graph (" + nodes + " nodes)")
+    return _table(graphs, f"{name}: graphs", "graph (" + nodes + " nodes)")
 
 
 def _joined(messages: pd.DataFrame, served: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -233,9 +232,8 @@ class BackendSlices:
         self.tracks: list[Track] = []
         found: dict[str, int] = {}
         rows: list[tuple[int, int, int, int]] = []
-        for kind in _DRAWN if events else ():
-            assert events is not None
-            for begin, end, name, template in _slices(packets, kind, events.tables[kind], within):
+        for kind, table in events.tables.items() if events else ():
+            for begin, end, name, template in _slices(packets, kind, table, within):
                 if name not in found:
                     found[name] = len(self.tracks)
                     self.tracks.append(Track(name, name, rank=_RANK + len(found)))
