@@ -11,7 +11,8 @@ import numpy as np
 import pandas as pd
 
 from profinfer.model.counts import Counter
-from profinfer.render.timeline import OpCounts, Recording, Timeline
+from profinfer.render.about import Recording
+from profinfer.render.timeline import OpCounts, Timeline
 
 PID, WORKER = 4000, 4001
 START = 1_000_000_000_000

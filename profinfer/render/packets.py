@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 from perfetto.protos.perfetto.trace import perfetto_trace_pb2 as pb
 
-from profinfer.render.timeline import Recording
+from profinfer.render.about import Recording
 from profinfer.render.trackevent import TemplatePool, double_hole, frame, int_hole
 
 _MAX_TEXT = 500  # characters of a name or argument of a slice

@@ -19,8 +19,7 @@ from profinfer.analysis.work import per_execution
 from profinfer.model.counts import Counter
 from profinfer.model.windows import Window
 from profinfer.render import opdetails
-from profinfer.render.about import Recording as Recording
-from profinfer.render.about import about
+from profinfer.render.about import Recording, about
 from profinfer.render.series import Series
 from profinfer.render.series import of_trace as series_of
 from profinfer.render.trackevent import Ints
@@ -70,6 +69,7 @@ class Timeline:
             for each argument.
         producers: nodes that each node waits for, by node_id, if flows are to be drawn.
         min_ns: operators and waits that are shorter are left out.
+        backends: what backends other than the CPU did, if it is to be drawn.
     """
 
     calls: pd.DataFrame
