@@ -105,8 +105,10 @@ def free_port(monkeypatch: pytest.MonkeyPatch) -> list[FileServer]:
             def fetch() -> None:
                 self.data = ask(self)[2]
 
-            threading.Thread(target=fetch).start()
+            client = threading.Thread(target=fetch)
+            client.start()
             super().run()
+            client.join(10)  # the server may end before its answer is read
 
     monkeypatch.setattr(verb, "FileServer", Fetched)
     monkeypatch.delenv("SSH_CONNECTION", raising=False)
