@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -61,9 +62,12 @@ def written(location: Location) -> str:
     return ",".join([location.register, *map(str, location.offsets)])
 
 
-def run_at(path: Path, site: LoopSite, *around: int) -> list[tuple[str, int, int]]:
+def run_at(
+    path: Path, site: LoopSite, *around: int, runner: Sequence[str] = ()
+) -> list[tuple[str, int, int]]:
+    where = [hex(site.end), written(site.index), written(site.cgraph), *map(hex, around)]
     done = subprocess.run(
-        [path, hex(site.end), written(site.index), written(site.cgraph), *map(hex, around)],
+        [*runner, path, *where],
         check=True,
         capture_output=True,
         text=True,
@@ -71,10 +75,10 @@ def run_at(path: Path, site: LoopSite, *around: int) -> list[tuple[str, int, int
     return [(w, int(a), int(b)) for w, a, b in (line.split() for line in done.stdout.splitlines())]
 
 
-def check(path: Path, site: LoopSite) -> int:
+def check(path: Path, site: LoopSite, runner: Sequence[str] = ()) -> int:
     """Compare every hit with the node that ran before it. Returns the number of hits."""
     hits, last, n_nodes, missed = 0, -1, 0, 0
-    for what, a, b in run_at(path, site):
+    for what, a, b in run_at(path, site, runner=runner):
         if what == "graph":
             # The end of the last node is the barrier after the loop, unless always called.
             assert missed <= (0 if site.barrier_always else 1)
