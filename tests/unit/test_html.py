@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import re
 import shutil
+from collections.abc import Callable
+from functools import cache
 from html.parser import HTMLParser
 from pathlib import Path
 from xml.etree import ElementTree
@@ -61,10 +63,23 @@ def html(trace: Path, target: Path, *args: str) -> int:
     return run(command, [str(trace), "--html", str(target), *args])
 
 
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The page of a golden trace; made once."""
+    folder = tmp_path_factory.mktemp("pages")
+
+    @cache
+    def made(name: str) -> Path:
+        out = folder / f"{name}.html"
+        assert html(GOLDEN / f"{name}.pf", out) == 0
+        return out
+
+    return made
+
+
 @pytest.mark.parametrize("name", sorted(p.stem for p in GOLDEN.glob("*.pf")))
-def test_every_trace_has_a_sound_page(name: str, tmp_path: Path) -> None:
-    out = tmp_path / "r.html"
-    assert html(GOLDEN / f"{name}.pf", out) == 0
+def test_every_trace_has_a_sound_page(name: str, page: Callable[[str], Path]) -> None:
+    out = page(name)
     checker = checked(out)
     ids = [a["id"] for _, a in checker.tags if a.get("id")]
     assert len(ids) == len(set(ids)), "an id is there twice"
@@ -74,13 +89,10 @@ def test_every_trace_has_a_sound_page(name: str, tmp_path: Path) -> None:
     assert {"summary", "time", "recording"} <= set(ids)
 
 
-def test_experts_and_the_graph_have_their_sections(tmp_path: Path) -> None:
-    out = tmp_path / "r.html"
-    assert html(GOLDEN / "routed.pf", out) == 0
-    ids = [a["id"] for _, a in checked(out).tags if a.get("id")]
+def test_experts_and_the_graph_have_their_sections(page: Callable[[str], Path]) -> None:
+    ids = [a["id"] for _, a in checked(page("routed")).tags if a.get("id")]
     assert {"experts", "experts-experts_by_layer", "graph"} <= set(ids)
-    assert html(GOLDEN / "generation.pf", out) == 0
-    ids = [a["id"] for _, a in checked(out).tags if a.get("id")]
+    ids = [a["id"] for _, a in checked(page("generation")).tags if a.get("id")]
     assert "graph" in ids and "experts" not in ids
     assert shutil.which("dot") is None or "layer-graph" in ids
 
@@ -94,9 +106,8 @@ def test_without_graphviz_the_page_says_so(tmp_path: Path, monkeypatch: pytest.M
     assert "layer-graph" not in [a.get("id") for _, a in checker.tags]
 
 
-def test_the_page_loads_nothing(tmp_path: Path) -> None:
-    out = tmp_path / "r.html"
-    assert html(GOLDEN / "generation.pf", out) == 0
+def test_the_page_loads_nothing(page: Callable[[str], Path]) -> None:
+    out = page("generation")
     checker = checked(out)
     for tag, attributes in checker.tags:
         assert tag not in {"link", "img", "iframe", "object", "embed", "base"}
@@ -164,10 +175,8 @@ def test_thinning_says_what_it_leaves_out() -> None:
     assert thinned(7, 3_000).tolist() == list(range(7))
 
 
-def test_tables_sort_by_what_is_stored(tmp_path: Path) -> None:
-    out = tmp_path / "r.html"
-    assert html(GOLDEN / "generation.pf", out) == 0
-    checker = checked(out)
+def test_tables_sort_by_what_is_stored(page: Callable[[str], Path]) -> None:
+    checker = checked(page("generation"))
     values = [a for t, a in checker.tags if t in {"td", "th"} and "data-v" in a]
     assert values and all(float(a["data-v"] or "x") is not None for a in values)
 
@@ -190,10 +199,8 @@ def test_options_choose_what_is_shown(
     assert shown in text and hidden not in text
 
 
-def test_what_is_missing_stands_at_the_top(tmp_path: Path) -> None:
-    out = tmp_path / "r.html"
-    assert html(GOLDEN / "lossy.pf", out) == 0
-    text = "".join(checked(out).text)
+def test_what_is_missing_stands_at_the_top(page: Callable[[str], Path]) -> None:
+    text = "".join(checked(page("lossy")).text)
     assert text.index("Not everything was recorded") < text.index("Wall time")
     assert "not everything was recorded, see the summary" in text
 
@@ -268,7 +275,7 @@ def test_values_beyond_the_axis_lie_on_its_edge() -> None:
     assert shown(1e9) == shown(100.0) == 50.0
 
 
-def test_marks_lie_where_their_values_are(tmp_path: Path) -> None:
+def test_marks_lie_where_their_values_are() -> None:
     picture = Plot("x", "x", "", Axis("x", tight=True), Axis("y"),
                    [Series("", [0, 10], [0, 100], "points", tips=["a", "b"])])  # fmt: skip
     root = ElementTree.fromstring(plot.draw(picture, WIDE))
