@@ -88,6 +88,14 @@ def test_traces_are_what_make_makes(name: str, golden: Golden) -> None:
     golden(f"{name}.pf", MAKE.TRACES[name]())
 
 
+def compare(name: str, capsys: pytest.CaptureFixture[str], golden: Golden) -> None:
+    said = capsys.readouterr()
+    assert said.err == ""
+    if name.endswith(".txt"):
+        assert max(map(len, said.out.splitlines())) <= 80
+    golden(name, said.out)
+
+
 @pytest.mark.parametrize("name", REPORTS)
 def test_report(
     name: str,
@@ -100,11 +108,7 @@ def test_report(
     monkeypatch.delenv("SUDO_USER", raising=False)
     monkeypatch.chdir(HERE)  # the path is part of the text
     assert run(command, [f"{trace}.pf", *args]) == 0
-    said = capsys.readouterr()
-    assert said.err == ""
-    if name.endswith(".txt"):
-        assert max(map(len, said.out.splitlines())) <= 80
-    golden(name, said.out)
+    compare(name, capsys, golden)
 
 
 @pytest.mark.parametrize("name", DIFFS)
@@ -116,8 +120,4 @@ def test_diff(
 ) -> None:
     monkeypatch.chdir(HERE)
     assert run(diff, ["before.pf", "changed.pf", *DIFFS[name]]) == 0
-    said = capsys.readouterr()
-    assert said.err == ""
-    if name.endswith(".txt"):
-        assert max(map(len, said.out.splitlines())) <= 80
-    golden(name, said.out)
+    compare(name, capsys, golden)

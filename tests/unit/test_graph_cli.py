@@ -70,7 +70,7 @@ def test_parts(trace: Path, args: list[str], capsys: pytest.CaptureFixture[str])
     assert capsys.readouterr().out.startswith("digraph operators {")
 
 
-def test_the_whole_graph_in_dot(trace: Path, drawn: OpGraph) -> None:
+def test_the_whole_graph_in_dot(drawn: OpGraph) -> None:
     text = to_dot(drawn)
     assert sorted(int(n[1:]) for n in NODE.findall(text)) == np.flatnonzero(drawn.works).tolist()
     found = {(int(a), int(b)) for a, b in EDGE.findall(text)}

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from builders import SampleRun, TraceBuilder, sample_run
+from builders import TraceBuilder, sample_run
 
 from profinfer.analysis.live import LiveView, live
 from profinfer.capture import rolling
@@ -24,11 +23,15 @@ NONE = [0] * CNT_COUNT
 
 
 @pytest.fixture
-def played(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[SampleRun, Trace]]:
+def played(tmp_path: Path) -> Trace:
     """20 decode steps, one of them about every 44 us of 1 us operators."""
-    run = sample_run(decode_tokens=20)
-    path = run.builder.write(tmp_path / "whole.pf")
-    yield run, Trace.open(path)
+    return Trace.open(sample_run(decode_tokens=20).builder.write(tmp_path / "whole.pf"))
+
+
+def in_blocks(path: Path, steps: int) -> Trace:
+    """The same in blocks of 2,000 bytes, of which a window lets go one at a time."""
+    run = sample_run(decode_tokens=steps, builder=TraceBuilder(chunk_bytes=2000))
+    return Trace.open(run.builder.write(path))
 
 
 def fed(trace: Trace, window_s: float, monkeypatch: pytest.MonkeyPatch) -> RollingTrace:
@@ -55,11 +58,7 @@ def opened(rolled: RollingTrace, path: Path, counters: list[int] = NONE) -> Trac
 def test_a_window_that_holds_everything_is_the_whole(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = Trace.open(
-        sample_run(decode_tokens=20, builder=TraceBuilder(chunk_bytes=2000)).builder.write(
-            tmp_path / "whole.pf"
-        )
-    )
+    whole = in_blocks(tmp_path / "whole.pf", 20)
     got = opened(fed(whole, 100.0, monkeypatch), tmp_path / "window.pf")
     for name in ("calls", "graphs", "nodes", "ops", "samples"):
         assert len(getattr(got, name)) == len(getattr(whole, name)), name
@@ -70,11 +69,7 @@ def test_a_window_that_holds_everything_is_the_whole(
 def test_old_records_go_and_definitions_stay(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = Trace.open(
-        sample_run(decode_tokens=20, builder=TraceBuilder(chunk_bytes=2000)).builder.write(
-            tmp_path / "whole.pf"
-        )
-    )
+    whole = in_blocks(tmp_path / "whole.pf", 20)
     last = int(whole.calls["end_ns"].max())
     rolled = fed(whole, 300e-6, monkeypatch)
     got = opened(rolled, tmp_path / "window.pf")
@@ -103,8 +98,7 @@ def test_a_definition_is_kept_once(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     """However often tensors are sent again, the window does not grow."""
     sizes = []
     for steps in (20, 60):
-        run = sample_run(decode_tokens=steps, builder=TraceBuilder(chunk_bytes=2000))
-        whole = Trace.open(run.builder.write(tmp_path / f"{steps}.pf"))
+        whole = in_blocks(tmp_path / f"{steps}.pf", steps)
         rolled = fed(whole, 100e-6, monkeypatch)
         sizes.append(len(rolled.snapshot(NONE)))
         read = TraceReader(whole.path).count_by_kind()
@@ -114,12 +108,12 @@ def test_a_definition_is_kept_once(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_losses_are_passed_on_and_what_was_sent_is_not(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, played: tuple[SampleRun, Trace]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, played: Trace
 ) -> None:
     counters = [0] * CNT_COUNT
     counters[CNT_LOST + Kind.OPS] = 3
     counters[CNT_OP_RECORDS] = counters[Kind.OPS] = 10_000
-    got = opened(fed(played[1], 100.0, monkeypatch), tmp_path / "w.pf", counters)
+    got = opened(fed(played, 100.0, monkeypatch), tmp_path / "w.pf", counters)
     assert got.reader.missing_records() == {}
     assert got.reader.counters[CNT_LOST + Kind.OPS] == 3
 
@@ -177,9 +171,8 @@ def view_of(trace: Trace, by: str = "role") -> LiveView:
     return live(trace, since, now, by)
 
 
-def test_what_a_look_tells(played: tuple[SampleRun, Trace]) -> None:
-    trace = played[1]
-    view = view_of(trace)
+def test_what_a_look_tells(played: Trace) -> None:
+    view = view_of(played)
     assert view.state == "decode" and view.phase == "decode" and view.sequences == 1
     assert (view.seen, view.tokens) == (20, 20)
     # Ten of the steps lie in the interval, back to back but for what is between them.
@@ -189,11 +182,11 @@ def test_what_a_look_tells(played: tuple[SampleRun, Trace]) -> None:
     assert view.token_ns == pytest.approx(sum(r.per_token_ns for r in view.rows))
     assert [t.tid for t in view.threads] == [77, 78]
     assert all(t.compute == pytest.approx(1, abs=0.01) for t in view.threads)
-    assert {r.name for r in view_of(trace, "op").rows} >= {"MUL_MAT", "RMS_NORM"}
+    assert {r.name for r in view_of(played, "op").rows} >= {"MUL_MAT", "RMS_NORM"}
     # A call that ran for a part of the interval counts by that part.
-    first = trace.calls[trace.calls["phase"] == "decode"].iloc[0]
+    first = played.calls[played.calls["phase"] == "decode"].iloc[0]
     half = int(first["begin_ns"] + first["end_ns"]) // 2
-    assert live(trace, half, int(first["end_ns"])).tps > 0
+    assert live(played, half, int(first["end_ns"])).tps > 0
     told = as_object(view, about())
     assert told["schema"] == "profinfer.top/1" and told["tps"] == round(view.tps, 6)
     assert told["threads"][0]["on_cpu"] is None
@@ -201,8 +194,8 @@ def test_what_a_look_tells(played: tuple[SampleRun, Trace]) -> None:
 
 @pytest.mark.parametrize("width", [60, 80, 120])
 @pytest.mark.parametrize("height", [8, 16, 24, 50])
-def test_lines_fit(played: tuple[SampleRun, Trace], width: int, height: int) -> None:
-    shown = lines(view_of(played[1]), about(), width, height)
+def test_lines_fit(played: Trace, width: int, height: int) -> None:
+    shown = lines(view_of(played), about(), width, height)
     text = [line.plain for line in shown]
     assert len(text) <= height
     assert max(map(len, text)) <= width
@@ -212,11 +205,11 @@ def test_lines_fit(played: tuple[SampleRun, Trace], width: int, height: int) -> 
         assert "q or Ctrl-C" in text[-1]
 
 
-def test_what_is_missing_is_said(played: tuple[SampleRun, Trace]) -> None:
-    view = view_of(played[1])
+def test_what_is_missing_is_said(played: Trace) -> None:
+    view = view_of(played)
     text = "\n".join(t.plain for t in lines(view, about(lost=7, cost=None), 80, 24))
     assert "7 LOST" in text and "cost not known yet" in text
-    idle = live(played[1], view.now_ns, view.now_ns + 5 * S)
+    idle = live(played, view.now_ns, view.now_ns + 5 * S)
     assert idle.state == "idle" and idle.idle_ns >= 5 * S and idle.tps == 0
     text = "\n".join(t.plain for t in lines(idle, about(), 80, 24))
     assert "idle for 5.00 s" in text
