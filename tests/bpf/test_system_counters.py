@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 import time
@@ -10,6 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from cpu_quota import cpu_group, joined
 
 from profinfer.model.trace import Trace
 
@@ -72,37 +72,17 @@ def test_at_token_level_and_without_operators(
 
 @pytest.fixture
 def narrow() -> Iterator[Path]:
-    """A cgroup of version 1 or 2 with 8 % of a CPU: whoever spins in it is stopped all the time."""
-    v1, top = Path("/sys/fs/cgroup/cpu"), Path("/sys/fs/cgroup")
-    group = (v1 if v1.is_dir() else top) / f"profinfer-narrow-{os.getpid()}"
-    try:
-        if not v1.is_dir():
-            (top / "cgroup.subtree_control").write_text("+cpu")
-        group.mkdir()
-        if v1.is_dir():
-            (group / "cpu.cfs_period_us").write_text("100000")
-            (group / "cpu.cfs_quota_us").write_text("8000")
-        else:
-            (group / "cpu.max").write_text("8000 100000")
-    except OSError as error:
-        pytest.skip(f"needs a cgroup that it may make: {error}")
-    yield group
-    for _ in range(50):
-        try:
-            group.rmdir()
-            return
-        except OSError:
-            time.sleep(0.1)
+    """A cgroup with 8 % of a CPU."""
+    with cpu_group(8_000) as group:
+        yield group
 
 
 def test_when_a_quota_stopped_the_target(
     narrow: Path, tmp_path: Path, fake_ggml: Path, run_profinfer: Callable[..., object]
 ) -> None:
     out = tmp_path / "t.pf"
-    inside = ["sh", "-c", 'echo $$ >"$0"; exec "$@"', str(narrow / "cgroup.procs")]
-    target = subprocess.Popen(
-        [*inside, fake_ggml, "--seconds", "120", "--no-ops"], stdout=subprocess.DEVNULL
-    )
+    command = joined(narrow, fake_ggml, "--seconds", "120", "--no-ops")
+    target = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     try:
         time.sleep(1)
         run_profinfer("record", "-o", out, "--pid", str(target.pid), "--duration", "3s")

@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import LLAMA_BIN, REPO, TERMINAL
+from llama_server import free_port
 
 from profinfer.analysis.backendwork import operators
 from profinfer.analysis.contexts import checks
@@ -142,9 +143,7 @@ def test_report_by_backend_and_against(blas: dict[str, Trace], run_profinfer) ->
 def rpc(tmp_path_factory, plugins: Path, llama_bin: Path, smollm2: Path, run_profinfer):
     """(client's, server's trace): half of the layers offloaded over loopback."""
     folder = tmp_path_factory.mktemp("rpc")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     load = {"GGML_BACKEND_PATH": str(plugins / "rpc" / "libggml-rpc.so")}
     command = [sys.executable, "-m", "profinfer", "record", "-o", str(folder / "server.pf"), "--"]
     server = [str(plugins / "bin" / "rpc-server"), "-H", "127.0.0.1", "-p", str(port), "-t", "1"]

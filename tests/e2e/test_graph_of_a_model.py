@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
 import sys
+import urllib.request
 import xml.etree.ElementTree as ET
 from pathlib import Path
 from typing import Any
@@ -159,10 +161,7 @@ def test_products_with_experts_name_them(traces: dict[str, Trace], tmp_path, run
     assert all(len(s.args["experts"].split(", ")) == chosen for s in products)
 
 
-def test_view_serves_the_timeline_once(traces: dict[str, Trace], tmp_path) -> None:
-    import subprocess
-    import urllib.request
-
+def test_view_serves_the_timeline_once(traces: dict[str, Trace]) -> None:
     command = [sys.executable, "-m", "profinfer", "view", str(traces["dense"].path), "--no-browser"]
     server = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     assert server.stderr is not None

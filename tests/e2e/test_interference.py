@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from cpu_quota import cpu_group, joined
 
 from profinfer.analysis.finding import Finding
 from profinfer.analysis.findings import findings
@@ -129,36 +130,17 @@ def test_a_busy_process_on_one_of_two_cpus(tmp_path: Path, llama_bin: Path, smol
 
 @pytest.fixture
 def half_a_cpu() -> Iterator[Path]:
-    """A cgroup with a CPU quota of 50 %, version 1 or 2."""
-    v1, top = Path("/sys/fs/cgroup/cpu"), Path("/sys/fs/cgroup")
-    group = (v1 if v1.is_dir() else top) / f"profinfer-test-{os.getpid()}"
-    try:
-        if not v1.is_dir():
-            (top / "cgroup.subtree_control").write_text("+cpu")
-        group.mkdir()
-        if v1.is_dir():
-            (group / "cpu.cfs_period_us").write_text("100000")
-            (group / "cpu.cfs_quota_us").write_text("50000")
-        else:
-            (group / "cpu.max").write_text("50000 100000")
-    except OSError as error:
-        pytest.skip(f"needs a cgroup that it may make: {error}")
-    yield group
-    for _ in range(50):
-        try:
-            group.rmdir()
-            return
-        except OSError:
-            time.sleep(0.1)
+    """A cgroup with a CPU quota of 50 %."""
+    with cpu_group(50_000) as group:
+        yield group
 
 
 def test_a_cgroup_quota(half_a_cpu: Path, tmp_path: Path, llama_bin: Path, smollm2: Path) -> None:
     out = tmp_path / "t.pf"
     argv = command(llama_bin, smollm2, 2, 100_000)
     target = subprocess.Popen(
-        ["sh", "-c", 'echo $$ >"$0"; exec "$@"', str(half_a_cpu / "cgroup.procs"), *argv],
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
+        joined(half_a_cpu, *argv), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
     try:
         time.sleep(3)
         recorder = record(out, "--pid", str(target.pid), "--duration", "2s")

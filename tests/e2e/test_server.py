@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-import json
-import os
-import signal
-import socket
-import subprocess
-import sys
 import threading
 import time
-import urllib.request
 from pathlib import Path
 
 import pytest
+from llama_server import ask, recorded_server
 
 from profinfer.analysis import latency
 from profinfer.analysis.lifeledger import ledger
@@ -24,71 +18,30 @@ pytestmark = pytest.mark.e2e
 SLOTS = 4
 
 
-def ask(port: int, body: dict) -> dict:
-    request = urllib.request.Request(
-        f"http://127.0.0.1:{port}/completion",
-        data=json.dumps(body).encode(),
-        headers={"Content-Type": "application/json"},
-    )
-    with urllib.request.urlopen(request, timeout=180) as answer:
-        return json.load(answer)
-
-
-def wait_until_healthy(port: int, process: subprocess.Popen[str]) -> None:
-    until = time.monotonic() + 120
-    while time.monotonic() < until:
-        assert process.poll() is None, "the server ended"
-        try:
-            urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=1)
-            return
-        except OSError:
-            time.sleep(0.1)
-    raise AssertionError("the server did not come up")
-
-
 @pytest.fixture(scope="module")
 def served(tmp_path_factory, llama_bin: Path, smollm2: Path) -> tuple[Trace, list[dict]]:
     """A recording, and the server's answers: four at once, then the first prompt again."""
     out = tmp_path_factory.mktemp("server") / "t.pf"
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    server = [llama_bin / "llama-server", "-m", smollm2, "-t", "2", "-c", "2048"]
-    command = [*server, "-np", str(SLOTS), "--port", str(port)]
-    with subprocess.Popen(
-        [sys.executable, "-m", "profinfer", "record", "-o", out, "--", *command],
-        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as process:
-        said: list[str] = []
-        reader = threading.Thread(target=lambda: said.append(process.stderr.read()))
-        reader.start()
-        try:
-            wait_until_healthy(port, process)
-            bodies = [
-                {"prompt": "once upon a time " * (i + 2), "n_predict": 100 - 25 * i, "id_slot": i}
-                for i in range(SLOTS)
-            ]
-            common = {"temperature": 0, "ignore_eos": True, "cache_prompt": True}
-            answers: list[dict] = [{}] * SLOTS
+    with recorded_server(llama_bin, smollm2, SLOTS, out) as port:
+        bodies = [
+            {"prompt": "once upon a time " * (i + 2), "n_predict": 100 - 25 * i, "id_slot": i}
+            for i in range(SLOTS)
+        ]
+        common = {"temperature": 0, "ignore_eos": True, "cache_prompt": True}
+        answers: list[dict] = [{}] * SLOTS
 
-            def client(i: int) -> None:
-                answers[i] = ask(port, bodies[i] | common)
+        def client(i: int) -> None:
+            answers[i] = ask(port, bodies[i] | common)
 
-            clients = [threading.Thread(target=client, args=(i,)) for i in range(SLOTS)]
-            for thread in clients:
-                thread.start()
-                time.sleep(0.15)  # the others decode already: their tokens share its batch
-            for thread in clients:
-                thread.join()
-            answers.append(ask(port, bodies[0] | common))
-        finally:
-            process.send_signal(signal.SIGINT)
-            process.wait(60)
-            reader.join()
-    assert "none lost" in said[0], said[0]
+        clients = [threading.Thread(target=client, args=(i,)) for i in range(SLOTS)]
+        for thread in clients:
+            thread.start()
+            time.sleep(0.15)  # the others decode already: their tokens share its batch
+        for thread in clients:
+            thread.join()
+        answers.append(ask(port, bodies[0] | common))
+    said = out.with_suffix(".said").read_text()
+    assert "none lost" in said, said
     return Trace.open(out), answers
 
 

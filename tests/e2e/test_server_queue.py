@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import socket
-import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
 
 import pytest
-from test_server import ask, wait_until_healthy
+from llama_server import ask, recorded_server
 
 from profinfer.analysis import latency
 from profinfer.analysis.firsttoken import first_tokens, parts
@@ -27,35 +22,21 @@ SLOTS, CLIENTS = 4, 8
 def served(tmp_path_factory, llama_bin: Path, smollm2: Path) -> tuple[Trace, list[dict]]:
     """A recording, and of each client its answer and the seconds that it waited for it."""
     out = tmp_path_factory.mktemp("queue") / "t.pf"
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    server = [llama_bin / "llama-server", "-m", smollm2, "-t", "2", "-c", "2048"]
-    command = [*server, "-np", str(SLOTS), "--port", str(port)]
-    with subprocess.Popen(
-        [sys.executable, "-m", "profinfer", "record", "-o", out, "--", *command],
-        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])},
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    ) as process:  # fmt: skip
-        try:
-            wait_until_healthy(port, process)
-            answers: list[dict] = [{}] * CLIENTS
+    with recorded_server(llama_bin, smollm2, SLOTS, out) as port:
+        answers: list[dict] = [{}] * CLIENTS
 
-            def client(i: int) -> None:
-                body = {"prompt": f"{i} rivers " * (i + 2), "n_predict": 8 + 4 * i}
-                since = time.monotonic()
-                answers[i] = ask(port, body | {"temperature": 0, "ignore_eos": True})
-                answers[i]["waited_s"] = time.monotonic() - since
+        def client(i: int) -> None:
+            body = {"prompt": f"{i} rivers " * (i + 2), "n_predict": 8 + 4 * i}
+            since = time.monotonic()
+            answers[i] = ask(port, body | {"temperature": 0, "ignore_eos": True})
+            answers[i]["waited_s"] = time.monotonic() - since
 
-            clients = [threading.Thread(target=client, args=(i,)) for i in range(CLIENTS)]
-            for thread in clients:
-                thread.start()
-                time.sleep(0.02)
-            for thread in clients:
-                thread.join()
-        finally:
-            process.send_signal(signal.SIGINT)
-            process.wait(60)
+        clients = [threading.Thread(target=client, args=(i,)) for i in range(CLIENTS)]
+        for thread in clients:
+            thread.start()
+            time.sleep(0.02)
+        for thread in clients:
+            thread.join()
     return Trace.open(out), answers
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import pty
@@ -134,7 +135,7 @@ def test_the_terminal_is_given_back(running: subprocess.Popen[bytes], end: bytes
     with subprocess.Popen(
         [sys.executable, "-m", "profinfer", "top", "--pid", str(running.pid), "-i", "0.5"],
         stdin=slave, stdout=slave, stderr=slave, start_new_session=True,
-        preexec_fn=lambda: __import__("fcntl").ioctl(slave, termios.TIOCSCTTY, 0),
+        preexec_fn=lambda: fcntl.ioctl(slave, termios.TIOCSCTTY, 0),
         env=env | {"PYTHONPATH": str(REPO), "TERM": "xterm-256color"},
     ) as process:  # fmt: skip
         try:
