@@ -1,12 +1,13 @@
 """Layer 4: the first tensors of a recording, checked while the target still runs.
 
 A wrong struct layout gives numbers that look like data. What is read must therefore make sense
-as tensors: a known operator and type, positive sizes, a printable name. This is the only
-decoding the recorder does, once, for the first definition it sees.
+as as tensors: a known operator and type, positive sizes, a printable name. This is the only
+decoding the recorder does, once, for the first tensors it sees.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -19,6 +20,9 @@ _ENTRY = struct.Struct("<IIHH")
 _ENTRY_HEADER = 8
 _RAW_AT = tensor_dtype(0).itemsize
 _MAX_ELEMENTS = 1 << 44  # far more than fits in memory
+# A block ends wherever the engine was just then. The views of a cache follow one another, and none
+# of them is dense: fewer tensors than this say nothing about a layout.
+_ENOUGH = 32
 
 
 @dataclass(frozen=True)
@@ -29,7 +33,7 @@ class Verdict:
         seen: tensors looked at; bad: those that make no sense.
         dense: those whose second stride follows from type and shape; views need not, but most
             tensors of a graph are dense.
-        example: the first bad one in words, or None.
+        example: the first bad one in words, None without any.
     """
 
     seen: int
@@ -40,33 +44,52 @@ class Verdict:
     @property
     def acceptable(self) -> bool:
         """A stray tensor may be odd (torn, freed); a wrong layout makes nearly all of them so."""
-        return self.bad * 10 <= self.seen and self.dense * 2 >= self.seen
+        return self.bad * 10 <= self.seen and not self.strides_are_odd
+
+    @property
+    def strides_are_odd(self) -> bool:
+        """Among enough tensors, so few are dense that the strides must lie elsewhere."""
+        return self.seen >= _ENOUGH and self.dense * 2 < self.seen
+
+    @property
+    def reason(self) -> str:
+        """What is wrong, in words."""
+        return self.example or "strides do not follow from the shapes"
 
 
-def check_tensors(
-    block: memoryview, layout: Layout, ops: Sequence[str], types: Sequence[Any]
-) -> Verdict:
-    """Check every tensor record of a block of ring-buffer entries.
+class TensorCheck:
+    """Looks at the first tensors of a recording, over as many blocks as it takes.
 
     Args:
-        block: entries as the kernel wrote them.
         layout: the offsets in use.
         ops: operator names by number.
         types: type entries by number, None for a hole.
     """
-    seen = bad = dense = 0
-    example = None
-    for raw in _tensors(block, layout.tensor_size):
-        seen += 1
-        problem = _problem(raw, layout, ops, types)
-        if problem:
-            bad += 1
-            example = example or problem
-        elif _is_dense(raw, layout, types):
-            dense += 1
-    if dense * 2 < seen:
-        example = example or "strides do not follow from the shapes"
-    return Verdict(seen, bad, dense, example)
+
+    def __init__(self, layout: Layout, ops: Sequence[str], types: Sequence[Any]) -> None:
+        self._layout = layout
+        self._ops = ops
+        self._types = types
+        self._so_far = Verdict(0, 0, 0, None)
+
+    def look(self, block: memoryview) -> Verdict | None:
+        """Take in a block of ring-buffer entries; the verdict, once enough was seen for one."""
+        seen, bad, dense, example = dataclasses.astuple(self._so_far)
+        for raw in _tensors(block, self._layout.tensor_size):
+            seen += 1
+            problem = _problem(raw, self._layout, self._ops, self._types)
+            if problem:
+                bad += 1
+                example = example or problem
+            elif _is_dense(raw, self._layout, self._types):
+                dense += 1
+        self._so_far = Verdict(seen, bad, dense, example)
+        return self._so_far if seen >= _ENOUGH else None
+
+    @property
+    def verdict(self) -> Verdict:
+        """Of what was seen, however little: a recording may end before there is enough."""
+        return self._so_far
 
 
 def _tensors(block: memoryview, size: int) -> Iterator[memoryview]:

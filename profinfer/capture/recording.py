@@ -18,7 +18,7 @@ from profinfer.capture.governor import Governor, QosLimits
 from profinfer.capture.limits import Limits
 from profinfer.capture.liveport import LivePort
 from profinfer.capture.perfevents import online_cpus, refusal
-from profinfer.capture.plausible import Verdict, check_tensors
+from profinfer.capture.plausible import TensorCheck, Verdict
 from profinfer.capture.probing import Probing, lost_events
 from profinfer.capture.progress import ProgressLine
 from profinfer.capture.readings import Forecast, Reading
@@ -141,6 +141,7 @@ class Recording:
         self._probing: Probing | None = None
         self._sink: Callable[[memoryview], None] = writer.write_ring
         self._other_engines: tuple[str, ...] = ()
+        self._check: TensorCheck | None = None
         self._implausible: Verdict | None = None
         self._write_error: TraceError | None = None
         self._failure: ProfinferError | None = None
@@ -158,7 +159,9 @@ class Recording:
 
     def _use(self, probing: Probing) -> None:
         self._probing = probing
-        if probing.plan.layout is not None:
+        plan = probing.plan
+        if plan.layout is not None:
+            self._check = TensorCheck(plan.layout, plan.facts.ops, plan.facts.types)
             self._sink = self._write_checked
         if self._qos and probing.hit_ns is not None:
             self._governor = Governor(self._qos, probing.hit_ns)
@@ -216,6 +219,8 @@ class Recording:
             time.sleep(_SETTLE_S)
         while self._drain():
             pass
+        if self._check is not None:
+            self._judge(self._check.verdict)
         return self._finish(status, reason)
 
     def close(self) -> None:
@@ -280,19 +285,20 @@ class Recording:
             return self._probing.drain(self._sink)
 
     def _write_checked(self, block: memoryview) -> None:
-        """The sink until tensors were seen: they must make sense, or nothing that follows does."""
+        """The sink until enough tensors were seen to say whether they make sense."""
         self._writer.write_ring(block)
-        assert self._probing is not None and self._probing.plan.layout is not None
-        plan = self._probing.plan
-        assert plan.layout is not None
-        verdict = check_tensors(block, plan.layout, plan.facts.ops, plan.facts.types)
-        if not verdict.seen:
-            return
+        if self._check is not None and (verdict := self._check.look(block)) is not None:
+            self._judge(verdict)
+
+    def _judge(self, verdict: Verdict) -> None:
+        """Once: a wrong layout is noted, and its probes go."""
+        assert self._probing is not None
+        self._check = None
         self._sink = self._writer.write_ring
         if not verdict.acceptable:
             self._implausible = verdict
             self._probing.detach_all()
-            self._note("implausible", seen=verdict.seen, bad=verdict.bad, example=verdict.example)
+            self._note("implausible", seen=verdict.seen, bad=verdict.bad, example=verdict.reason)
 
     def _forecast(self) -> None:
         """What the probes cost, once enough was seen: for the trace, and for the user if dear."""

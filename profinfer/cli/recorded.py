@@ -35,7 +35,7 @@ def finish(result: RecordResult, options: RecordOptions) -> int:
         bad = result.implausible
         assert plan.layout is not None
         raise TargetError(
-            f"what was read of {bad.seen} tensors makes no sense ({bad.example}): the layout "
+            f"what was read of {bad.seen} tensors makes no sense ({bad.reason}): the layout "
             f"{plan.layout.id} does not fit this engine; the probes were removed",
             hint="--level token, which reads no graphs; profinfer probes shows the evidence",
         )

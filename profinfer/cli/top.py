@@ -154,7 +154,7 @@ def _record(
         "status": None if status is None else status.as_exit_code,
         "text": "still runs" if status is None else status.text,
         "calls": result.calls,
-        "implausible": None if result.implausible is None else result.implausible.example,
+        "implausible": None if result.implausible is None else result.implausible.reason,
     }
 
 
