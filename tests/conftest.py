@@ -200,7 +200,8 @@ def build_fake_ggml(tmp_path_factory: pytest.TempPathFactory) -> BuildFakeGgml:
 
     ``static``: one executable with everything in it. ``defs``: -DFAKE_OLD_LOOP (a barrier after
     every node and no COMPUTE flag, as in older engines), -DFAKE_EMPTIES (empty nodes and their
-    barriers are passed too, likewise), -DFAKE_SHIFT_OPS (renumbered ops).
+    barriers are passed too, likewise), -DFAKE_SHIFT_OPS (renumbered ops), -DFAKE_OTHER_LAYOUT
+    (tensors of a layout that no ggml has).
     ``cflags``: -fcf-protection=full puts endbr64 at entries. See tests/testprogs/fake_ggml.c
     for the program's options and the JSON it prints.
     """

@@ -111,6 +111,20 @@ def test_no_inference(tmp_path: Path, fake_ggml: Path, run_profinfer) -> None:
     one_clear_line(report)
 
 
+def test_tensors_of_another_layout(tmp_path: Path, build_fake_ggml, run_profinfer) -> None:
+    """The target runs to its end, and nobody is given numbers read from the wrong places."""
+    target = build_fake_ggml(defs="-DFAKE_OTHER_LAYOUT")
+    out = tmp_path / "t.pf"
+    result = run_profinfer("record", "-o", out, "--", target, "--tokens", "30")
+    line = one_clear_line(result)
+    assert "makes no sense (strides do not follow from the shapes)" in line
+    assert "the probes were removed" in line
+    assert "--level token" in result.stderr
+    assert [n["what"] for n in TraceReader(out).notes].count("implausible") == 1
+    again = run_profinfer("record", "--force", "--level", "token", "-o", out, "--", target)
+    assert again.returncode == 0, again.stderr
+
+
 def test_target_runs_as_the_user_behind_sudo(fake_ggml: Path) -> None:
     """The target drops root, and the trace belongs to the user."""
     folder = Path("/tmp/pf_sudo")

@@ -71,8 +71,13 @@ struct ggml_backend_buffer {
 struct ggml_tensor {
     enum ggml_type type;
     struct ggml_backend_buffer *buffer;
+#ifdef FAKE_OTHER_LAYOUT /* what is read as shapes looks like some */
+    size_t nb[4];
+    int64_t ne[4];
+#else
     int64_t ne[4];
     size_t nb[4];
+#endif
     enum ggml_op op;
     int32_t op_params[16];
     int32_t flags;
@@ -252,7 +257,10 @@ int32_t llama_sampler_sample(void *smpl, struct llama_context *ctx, int32_t idx)
 
 #define AT(type, field, offset) _Static_assert(offsetof(struct type, field) == offset, #type "." #field)
 _Static_assert(sizeof(struct ggml_tensor) == 336, "ggml_tensor");
-AT(ggml_tensor, buffer, 8); AT(ggml_tensor, ne, 16); AT(ggml_tensor, nb, 48);
+#ifndef FAKE_OTHER_LAYOUT
+AT(ggml_tensor, ne, 16); AT(ggml_tensor, nb, 48);
+#endif
+AT(ggml_tensor, buffer, 8);
 AT(ggml_tensor, op, 80); AT(ggml_tensor, op_params, 84); AT(ggml_tensor, flags, 148);
 AT(ggml_tensor, src, 152); AT(ggml_tensor, view_src, 232); AT(ggml_tensor, view_offs, 240);
 AT(ggml_tensor, data, 248); AT(ggml_tensor, name, 256); AT(ggml_tensor, extra, 320);
