@@ -118,6 +118,21 @@ def _pairs(trace: Trace) -> Check:
     return Check("pairs", not found, ", ".join(found) if found else "every begin has its end")
 
 
+def _layout(trace: Trace) -> list[Check]:
+    """What the recorder said of the first tensors it read, if it said that they make no sense."""
+    return [
+        Check(
+            "layout",
+            False,
+            f"what was read of tensors makes no sense ({note.get('example')}): no name, shape or "
+            "operator here is to be believed",
+            "error",
+        )
+        for note in trace.reader.notes
+        if note.get("what") == "implausible"
+    ]
+
+
 def checks(trace: Trace) -> list[Check]:
     """All questions that this trace can answer."""
     out = [
@@ -126,6 +141,7 @@ def checks(trace: Trace) -> list[Check]:
             not trace.problems,
             "; ".join(trace.problems) if trace.problems else "file whole",
         ),
+        *_layout(trace),
         _lost(trace),
         _pairs(trace),
     ]
