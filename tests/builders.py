@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 from profinfer.tracefile.frames import pack_chunk_header, pack_file_header, padded
 from profinfer.tracefile.metadata import TraceMetadata, merge
+from profinfer.tracefile.packing import pack
 from profinfer.tracefile.schema import (
     CNT_COUNT,
     CNT_LOST,
@@ -334,6 +335,7 @@ class TraceBuilder:
         chunk_bytes: a RING chunk is cut when it is at least this long.
         counters: as the BPF program would have counted; kept up to date by the record methods.
         wide: write operator batches in the wide form; else what fits is compact.
+        packed: the chunk of ring-buffer entries at hand becomes a PACKED one.
         counting: what counters read of a thread at a time: values, ns enabled, ns running.
     """
 
@@ -341,6 +343,7 @@ class TraceBuilder:
         self.meta = merge(copy.deepcopy(METADATA), changes)
         self.chunk_bytes = chunk_bytes
         self.wide = wide
+        self.packed = False
         self.counters = [0] * CNT_COUNT
         self.records = 0
         self.threads: dict[str, str] = {}
@@ -703,10 +706,13 @@ class TraceBuilder:
     # -- chunks ------------------------------------------------------------------------------
 
     def flush(self) -> None:
-        """End the RING chunk here."""
+        """End the chunk of ring-buffer entries here."""
         if self._ring:
             self._ring_bytes += len(self._ring)
-            self._chunks.append((ChunkKind.RING, bytes(self._ring)))
+            entries = bytes(self._ring)
+            packed = pack([memoryview(entries)], len(entries)) if self.packed else None
+            kind = ChunkKind.RING if packed is None else ChunkKind.PACKED
+            self._chunks.append((kind, packed or entries))
             self._ring.clear()
 
     def chunk(self, kind: int, payload: bytes) -> None:

@@ -34,7 +34,7 @@ Content = tuple[object, ...]
 
 
 def sound_trace() -> bytes:
-    """A trace with several chunks of every kind."""
+    """A trace with several chunks of every kind, packed ones between others."""
     builder = sample_run(layers=1, decode_tokens=2).builder
     builder.chunk_bytes = 1 << 30
     builder.wide = True
@@ -44,6 +44,7 @@ def sound_trace() -> bytes:
         for _ in range(20):
             builder.call_begin(77, 10**10 + i, n_tokens=i)
             builder.call_end(77, 10**10 + i + 5)
+        builder.packed = i % 2 == 1
         builder.flush()
         builder.loss(10**10 + i)
     builder.update(engine={"version": "9.9"})

@@ -19,10 +19,12 @@ _OVERHANG = 16 * _PAGE
 _ENTRY = struct.Struct("<IIHH")  # length and flags, page offset; then kind and flags of ours
 _ENTRY_HEADER = 8
 _CALL_BEGIN = int(Kind.CALL_BEGIN)
+_TENSOR = int(Kind.TENSOR)
 _N_TOKENS = struct.Struct("<i")
 _N_TOKENS_AT = _ENTRY_HEADER + 28
 
-Sink = Callable[[memoryview], None]
+# Takes entries, and how many bytes of them are tensors.
+Sink = Callable[[memoryview, int], None]
 
 
 class RingReader:
@@ -68,20 +70,22 @@ class RingReader:
         start = self._consumer[0]
         data, base = self._data, start & self._mask
         available = min(self._producer[0] - start, self.size - base)
-        unpack, at, records = _ENTRY.unpack_from, 0, 0
+        unpack, at, records, tensors = _ENTRY.unpack_from, 0, 0, 0
         while at < available:
             head, _, kind, _ = unpack(data, base + at)
             if head & RING_BUSY:
                 break
             length = head & ~RING_DISCARD
-            if kind == _CALL_BEGIN and not head & RING_DISCARD:
+            if kind == _TENSOR:
+                tensors += length
+            elif kind == _CALL_BEGIN and not head & RING_DISCARD:
                 self.calls += 1
                 n = _N_TOKENS.unpack_from(data, base + at + _N_TOKENS_AT)[0]
                 self.tokens += max(n, 0)
             at += (length + _ENTRY_HEADER + 7) & ~7
             records += 1
         if at:
-            sink(data[base : base + at])
+            sink(data[base : base + at], tensors)
             self._consumer[0] = start + at
             self.records += records
             self.bytes += at

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from profinfer.capture.drain import Sink
 from profinfer.capture.frequency import Frequency
 from profinfer.capture.governor import Governor, QosLimits
 from profinfer.capture.limits import Limits
@@ -139,7 +139,7 @@ class Recording:
         self._until = None if duration_s is None else time.monotonic() + duration_s
         self._progress = ProgressLine(wanted=progress)
         self._probing: Probing | None = None
-        self._sink: Callable[[memoryview], None] = writer.write_ring
+        self._sink: Sink = writer.write_ring
         self._other_engines: tuple[str, ...] = ()
         self._check: TensorCheck | None = None
         self._implausible: Verdict | None = None
@@ -280,13 +280,13 @@ class Recording:
         except TraceError as error:
             # The target goes on undisturbed; the probes go, since nothing can be kept any more.
             self._write_error = error
-            self._sink = lambda data: None
+            self._sink = lambda data, tensors: None
             self._probing.detach_all()
             return self._probing.drain(self._sink)
 
-    def _write_checked(self, block: memoryview) -> None:
+    def _write_checked(self, block: memoryview, tensors: int) -> None:
         """The sink until enough tensors were seen to say whether they make sense."""
-        self._writer.write_ring(block)
+        self._writer.write_ring(block, tensors)
         if self._check is not None and (verdict := self._check.look(block)) is not None:
             self._judge(verdict)
 

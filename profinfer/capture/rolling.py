@@ -77,8 +77,8 @@ class RollingTrace:
         self._latest_ns = self.dropped_ns
 
     # --- what a recording writes ----------------------------------------------------------
-    def write_ring(self, data: Buffer | Sequence[Buffer]) -> None:
-        """Take entries in; they are of now."""
+    def write_ring(self, data: Buffer | Sequence[Buffer], definitions: int = 0) -> None:
+        """Take entries in, definitions or not; they are of now."""
         parts = data if isinstance(data, list | tuple) else [data]
         block = b"".join(bytes(part) for part in parts)  # type: ignore[arg-type]
         if block:

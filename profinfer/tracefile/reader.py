@@ -32,6 +32,7 @@ from profinfer.tracefile.ringindex import (
     gather_counts,
     gather_experts,
 )
+from profinfer.tracefile.rings import Rings, open_rings
 from profinfer.tracefile.schema import (
     CNT_SENT,
     FIXED,
@@ -83,8 +84,6 @@ class TraceReader:
         except BaseException:
             self.close()
             raise
-        # Whole words only: a cut tail shorter than a word holds no record.
-        self._words = np.frombuffer(self._map, dtype="<u8", count=self.size_bytes // 8)
 
     # -- what the file says ------------------------------------------------------------------
 
@@ -116,7 +115,7 @@ class TraceReader:
     @property
     def problems(self) -> list[str]:
         """Everything that is missing or odd, as plain sentences; empty for a sound file."""
-        return [*self._problems, *self._indexed[1]]
+        return [*self._problems, *self._rings.problems, *self._indexed[1]]
 
     def missing_records(self) -> dict[Kind, int]:
         """Records that the BPF program sent and the file does not hold, by kind.
@@ -156,19 +155,19 @@ class TraceReader:
         """All operator batches and their records, in stream order."""
         index = self.records()
         order, batches = self._rows(Kind.OPS, OPS)
-        return OpRecords(order, batches, *expand(self._words, index.offset[order], batches))
+        return OpRecords(order, batches, *expand(self._rings.words, index.offset[order], batches))
 
     def counts(self) -> CountRecords:
         """What counters read at the records of each operator batch, in stream order."""
         index = self.records()
         order = np.flatnonzero(index.kind == Kind.COUNTS)
-        return CountRecords(order, *gather_counts(self._words, index.offset[order]))
+        return CountRecords(order, *gather_counts(self._rings.words, index.offset[order]))
 
     def experts(self) -> ExpertRecords:
         """Which experts tokens went to, in stream order."""
         index = self.records()
         order = np.flatnonzero(index.kind == Kind.EXPERTS)
-        return ExpertRecords(order, *gather_experts(self._words, index.offset[order]))
+        return ExpertRecords(order, *gather_experts(self._rings.words, index.offset[order]))
 
     def tensors(self) -> Records:
         """All TENSOR records; ``raw`` is the engine's struct (``structs.tensor_struct``)."""
@@ -186,7 +185,7 @@ class TraceReader:
 
     def close(self) -> None:
         """Unmap the file. Arrays that were handed out stay valid: they are copies."""
-        self.__dict__.pop("_words", None)
+        self.__dict__.pop("_rings", None)
         if isinstance(self._map, mmap.mmap):
             # An index under construction elsewhere may still look at the map; it goes with it.
             with contextlib.suppress(BufferError):
@@ -207,9 +206,14 @@ class TraceReader:
 
     @functools.cached_property
     def _indexed(self) -> tuple[RingIndex, list[str]]:
-        rings = [chunk for chunk in self.chunks if chunk.kind == ChunkKind.RING]
+        rings = self._rings
         newer = self.version[1] > MINOR
-        return build_index(self._words, rings, self._raw_sizes(), newer=newer)
+        return build_index(rings.words, rings.chunks, self._raw_sizes(), newer=newer)
+
+    @functools.cached_property
+    def _rings(self) -> Rings:
+        stated = self.trailer.ring_bytes if self.trailer else None
+        return open_rings(self._map, self.chunks, stated)
 
     def _raw_sizes(self) -> dict[Kind, int | None]:
         layout = self.meta.engine.layout
@@ -224,7 +228,7 @@ class TraceReader:
     def _rows(self, kind: Kind, dtype: np.dtype[np.void]) -> Records:
         index = self.records()
         order = np.flatnonzero(index.kind == kind)
-        return Records(order, gather(self._words, index.offset[order], dtype))
+        return Records(order, gather(self._rings.words, index.offset[order], dtype))
 
     def _read_json(self, meta: bytes) -> None:
         """Metadata, updates, losses, notes and trailer."""
@@ -237,7 +241,7 @@ class TraceReader:
         self.documents: list[tuple[Chunk, JsonObject]] = []
         unknown: Counter[int] = Counter()
         for chunk in self.chunks:
-            if chunk.kind == ChunkKind.RING:
+            if chunk.kind in (ChunkKind.RING, ChunkKind.PACKED):
                 continue
             if chunk.kind not in _JSON_KINDS:
                 unknown[chunk.kind] += 1
@@ -262,12 +266,6 @@ class TraceReader:
             )
         for kind, count in sorted(unknown.items()):
             self._problems.append(f"{count} chunk(s) of unknown kind {kind} were skipped")
-        held = sum(c.length for c in self.chunks if c.kind == ChunkKind.RING)
-        stated = self.trailer.ring_bytes if self.trailer else None
-        if stated is not None and stated != held:
-            self._problems.append(
-                f"the trailer counts {stated} bytes of records, the file holds {held}"
-            )
 
     def _meta_of(self, value: Any) -> TraceMetadata:
         try:

@@ -50,7 +50,7 @@ class RingIndex:
         flags: uint16.
         tid: uint32.
         ts: CLOCK_MONOTONIC ns, int64.
-        offset: where the record (its ``pf_hdr``) begins in the file, int64.
+        offset: where the record (its ``pf_hdr``) begins among the words, bytes, int64.
         length: bytes of the record, int64.
         discarded: entries that the BPF program reserved and gave back.
     """
@@ -105,11 +105,11 @@ class ExpertRecords(NamedTuple):
 def build_index(
     words: Words, chunks: Sequence[Chunk], raw_sizes: Mapping[Kind, int | None], *, newer: bool
 ) -> tuple[RingIndex, list[str]]:
-    """Walk the RING chunks.
+    """Walk the chunks of ring-buffer entries.
 
     Args:
-        words: the file as 64-bit words.
-        chunks: the RING chunks in recorded order.
+        words: the entries as 64-bit words.
+        chunks: where they lie in them, in recorded order.
         raw_sizes: bytes of the raw struct in TENSOR, BUFFER and COPY_BEGIN records.
         newer: the file's minor version is newer than ours, records may have grown.
 

@@ -13,7 +13,7 @@ import numpy as np
 # --- file frame -----------------------------------------------------------------------
 MAGIC = b"\x89PF\r\n\x1a\n\x00"
 MAJOR = 1
-MINOR = 2  # 1: SCHED, SEQS, compact OPS; 2: EXPERTS, COPY, SYNC, WORK
+MINOR = 3  # 1: SCHED, SEQS, compact OPS; 2: EXPERTS, COPY, SYNC, WORK; 3: PACKED
 CHUNK_MAGIC = 0x4B4E4843  # "CHNK"
 
 FILE_HEADER = np.dtype(
@@ -52,6 +52,7 @@ class ChunkKind(IntEnum):
     LOSS = 3  # JSON: counters of the BPF program so far
     NOTE = 4  # JSON: something the recorder did or saw, with its time
     TRAILER = 5  # JSON: end of the recording
+    PACKED = 6  # as RING, packed
 
 
 # --- ring records -----------------------------------------------------------------------

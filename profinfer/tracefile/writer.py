@@ -1,7 +1,7 @@
 """Layer 3: writes a trace file, append only, so that a killed recorder leaves a readable one.
 
 Owns the file descriptor, chunk numbering and what happens when the disk is full. Decodes
-nothing: ring bytes pass through with one checksum pass. Must not import anything above.
+nothing: ring bytes pass through with one checksum pass, or packed. Must not import anything above.
 """
 
 from __future__ import annotations
@@ -20,12 +20,14 @@ from typing import TYPE_CHECKING, Any, Self
 from profinfer.errors import TraceError
 from profinfer.tracefile.frames import pack_chunk_header, pack_file_header, padded
 from profinfer.tracefile.metadata import TraceMetadata, Trailer
+from profinfer.tracefile.packing import pack
 from profinfer.tracefile.schema import ChunkKind
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
 _IOV_MAX = 512  # the kernel takes 1024
+_WORTH = 4  # a block is packed if one part in so many are definitions
 
 
 class TraceWriter:
@@ -34,7 +36,7 @@ class TraceWriter:
     Attributes:
         path: where it lies.
         bytes_written: size of the file so far, whole chunks only.
-        ring_bytes: payload bytes of RING chunks so far.
+        ring_bytes: bytes of ring-buffer entries so far, before packing.
         chunks: chunks written so far.
     """
 
@@ -76,12 +78,14 @@ class TraceWriter:
                 raise TraceError(f"cannot write {self.path}: {_reason(error)}") from error
             raise
 
-    def write_ring(self, data: Buffer | Sequence[Buffer]) -> None:
+    def write_ring(self, data: Buffer | Sequence[Buffer], definitions: int = 0) -> None:
         """Append ring-buffer entries, as the kernel wrote them, as one chunk.
 
         Args:
             data: one buffer or several that follow each other; the whole must begin and end at
                 entry boundaries. Nothing is written when it is empty.
+            definitions: how many bytes of it tell what graphs are made of. Many of them are worth
+                packing.
 
         Raises:
             TraceError: the disk is full or failed; the file ends with the last whole chunk.
@@ -91,7 +95,11 @@ class TraceWriter:
         size = sum(view.nbytes for view in views)
         try:
             if size:
-                self._chunk(ChunkKind.RING, views)
+                packed = pack(views, size) if definitions * _WORTH >= size else None
+                if packed is None:
+                    self._chunk(ChunkKind.RING, views)
+                else:
+                    self._chunk(ChunkKind.PACKED, [memoryview(packed)])
                 self.ring_bytes += size
         finally:
             # The traceback of an error must not keep the caller's ring buffer mapped.

@@ -43,7 +43,7 @@ def recorded(
         with hit.attached(hit.Variant("", handlers, defines=defines), loop) as program:
             ring = RingReader(program.ring_fd("ring"), hit.RING)
             loop.run(1)
-            ring.drain(builder._ring.extend)
+            ring.drain(lambda block, tensors: builder._ring.extend(block))
             assert program.counters("counters", CNT_COUNT)[CNT_OP_RECORDS] == ROUNDS * (hit.OPS + 2)
             ring.close()
     finally:

@@ -55,7 +55,7 @@ def seen(probing: Probing) -> tuple[bool, bool, bool]:
     """Whether calls, graphs, operators are recorded now."""
     # What was under way when probes were removed is over, and its batches are handed over.
     time.sleep(0.1)
-    probing.drain(lambda block: None)
+    probing.drain(lambda block, tensors: None)
     before = probing.counters()
     time.sleep(0.3)
     after = probing.counters()
@@ -107,6 +107,10 @@ def test_open_batches_are_handed_over_once(fake_ggml, target) -> None:
     """What threads had begun when the operators' probes went, and nothing of it later again."""
     probing = Probing(make_plan(open_program(str(fake_ggml))), target.pid, Wanted(RING))
     got = bytearray()
+
+    def keep(block: memoryview, tensors: int) -> None:
+        got.extend(block)
+
     try:
         for _ in range(6):
             time.sleep(0.07)
@@ -114,7 +118,7 @@ def test_open_batches_are_handed_over_once(fake_ggml, target) -> None:
             left = probing.take_open_batches()
             got += b"".join(entry + bytes(-len(entry) % 8) for entry in left)
             assert probing.take_open_batches() == []
-            probing.drain(got.extend)
+            probing.drain(keep)
             assert op_records(bytes(got)) == probing.counters()[CNT_OP_RECORDS] > 0
             probing.attach("op")
     finally:

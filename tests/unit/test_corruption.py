@@ -178,6 +178,7 @@ def test_a_damaged_chunk_costs_only_itself(tmp_path: Path, good: bytes) -> None:
     path.write_bytes(good)
     with TraceReader(path) as reader:
         total, chunks = len(reader.records()), reader.chunks
+        held = reader.trailer.ring_bytes
     ring = [c for c in chunks if c.kind == ChunkKind.RING]
     # The header (magic, length, checksum) and the payload of a chunk in the middle.
     for at in (ring[2].offset - 32, ring[2].offset - 20, ring[2].offset - 8, ring[2].offset + 50):
@@ -190,7 +191,7 @@ def test_a_damaged_chunk_costs_only_itself(tmp_path: Path, good: bytes) -> None:
             said = "\n".join(reader.problems)
             assert f"{ring[2].length + 32} damaged bytes in 1 place(s)" in said
             assert "1 chunk(s) are missing" in said
-            assert f"file holds {sum(c.length for c in ring) - ring[2].length}" in said
+            assert f"file holds {held - ring[2].length}" in said
             assert reader.missing_records() == {Kind.CALL_BEGIN: 20, Kind.CALL_END: 20}
 
 

@@ -58,8 +58,8 @@ def test_entries_across_the_end_arrive_whole(ring: FakeRing) -> None:
         entry = ring.put(payload(1000 + 37 * (n % 90)))
         put += entry + bytes(-len(entry) % 8)
         if n % 7 == 0:
-            reader.drain(got.extend)
-    reader.drain(got.extend)
+            reader.drain(lambda block, tensors: got.extend(block))
+    reader.drain(lambda block, tensors: got.extend(block))
     assert ring.produced > 3 * SIZE  # it went around more than once
     assert ring.consumed == ring.produced == reader.bytes == len(got)
     assert reader.records == 400
@@ -75,12 +75,22 @@ def test_one_pass_takes_all_that_is_there(ring: FakeRing) -> None:
     reader = RingReader(ring.fd, SIZE)
     while SIZE - ring.produced > 3000:
         ring.put(payload(2000))
-    assert reader.drain(lambda block: None) == ring.produced
+    assert reader.drain(lambda block, tensors: None) == ring.produced
     ring.put(payload(4000))  # crosses the end
     ring.put(payload(100))
-    assert reader.drain(lambda block: None) > 4100
+    assert reader.drain(lambda block, tensors: None) > 4100
     assert ring.consumed == ring.produced
-    assert reader.drain(lambda block: None) == 0
+    assert reader.drain(lambda block, tensors: None) == 0
+    reader.close()
+
+
+def test_tensors_are_told_apart(ring: FakeRing) -> None:
+    reader = RingReader(ring.fd, SIZE)
+    told: list[int] = []
+    for n, kind in ((400, Kind.TENSOR), (80, Kind.PTRS), (360, Kind.TENSOR), (24, Kind.OPS)):
+        ring.put(payload(n, kind))
+    reader.drain(lambda block, tensors: told.append(tensors))
+    assert told == [760]
     reader.close()
 
 
@@ -91,6 +101,6 @@ def test_stops_before_an_entry_that_is_being_written(ring: FakeRing) -> None:
     before = ring.produced
     ring.put(payload(40), RING_BUSY)
     ring.put(payload(40))
-    assert reader.drain(lambda block: None) == before
+    assert reader.drain(lambda block, tensors: None) == before
     assert reader.records == 2
     reader.close()

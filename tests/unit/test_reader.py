@@ -169,7 +169,7 @@ def test_a_newer_minor_version_is_read(tmp_path: Path) -> None:
     with TraceReader(path) as reader:
         assert reader.fixed(Kind.CALL_END).rows["value"].tolist() == [0, 4]
         said = "\n".join(reader.problems)
-        assert "format 1.9, newer than 1.2" in said
+        assert "format 1.9, newer than 1.3" in said
         assert "1 chunk(s) of unknown kind 77" in said
         assert "1 record(s) of unknown kind 40" in said
         assert reader.chunk_counts() == {"RING": 1, "kind 77": 1, "TRAILER": 1}

@@ -64,6 +64,32 @@ def test_what_is_written_is_read(tmp_path: Path, ring: bytes) -> None:
         assert reader.trailer is not None and reader.trailer.ring_bytes == 2 * len(ring)
 
 
+def test_definitions_are_packed(tmp_path: Path, ring: bytes) -> None:
+    path = tmp_path / "a.pf"
+    with TraceWriter(path, metadata()) as writer:
+        writer.write_ring(ring, len(ring) // 5)
+        for _ in range(2):
+            writer.write_ring([ring, ring * 99], 99 * len(ring))
+        writer.write_ring(ring * 10, 10 * len(ring))
+        writer.write_ring(ring)
+        writer.close({})
+        assert path.stat().st_size == writer.bytes_written < 40 * len(ring) + 4096
+        assert writer.ring_bytes == 212 * len(ring)
+    with TraceReader(path) as reader:
+        assert reader.problems == []
+        assert reader.chunk_counts() == {"RING": 2, "PACKED": 3, "TRAILER": 1}
+        assert reader.records().kind.tolist() == [1, 2] * 212
+        ends = reader.fixed(Kind.CALL_END).rows
+        assert (ends == ends[0]).all() and len(ends) == 212
+
+
+def test_what_takes_long_to_pack_is_not(tmp_path: Path, ring: bytes) -> None:
+    many = ring * ((5 << 20) // len(ring))
+    with TraceWriter(tmp_path / "a.pf", metadata()) as writer:
+        writer.write_ring(many, len(many))
+        assert writer.bytes_written > len(many)
+
+
 def test_the_builder_writes_the_same_bytes(tmp_path: Path) -> None:
     builder = sample_run().builder
     path = tmp_path / "a.pf"
