@@ -20,10 +20,11 @@ from pathlib import Path
 from typing import Any
 
 from profinfer.model.trace import Trace
-from profinfer.tracefile.schema import CNT_LOST, CNT_NO_SLOT, CNT_OP_LOST, CNT_OP_RECORDS
+from tools.bench.flood import flood
 from tools.bench.model import models
 from tools.bench.run import Run, measure
 from tools.bench.stats import paired, summary
+from tools.bench.written import written
 
 LEVELS = ("token", "graph", "op")
 PEERS = ("paper-style", "bpftrace")
@@ -108,7 +109,7 @@ class Bench:
                 entry["us_per_op_and_thread"] = entry["decode_ns"]["delta"] / ops / 1e3
                 entry["us_per_op_and_thread_best"] = entry["decode_ns"]["best_delta"] / ops / 1e3
             if way in LEVELS:
-                entry["file"] = _file(self.trace(way), runs[-1].seconds)
+                entry["file"] = written(self.trace(way), runs[-1].seconds)
             out["ways"][way] = entry
         return out
 
@@ -119,22 +120,6 @@ def _ops_per_token(path: Path, tokens: int, threads: int) -> float:
     ops = trace.ops["graph_id"].isin(decode["graph_id"]).sum()
     counted = max(1, decode["call_id"].nunique())
     return float(ops) / counted / threads if ops else float("nan")
-
-
-def _file(path: Path, seconds: float) -> dict[str, float]:
-    trace = Trace.open(path)
-    trailer = trace.reader.trailer
-    counters = trailer.counters if trailer else [0] * 40
-    size, records = path.stat().st_size, counters[CNT_OP_RECORDS]
-    lost = sum(counters[CNT_LOST : CNT_LOST + 16])
-    return {
-        "bytes": size,
-        "op_records": records,
-        "bytes_per_op_record": size / records if records else 0.0,
-        "mb_per_s": size / seconds / 1e6,
-        "op_records_per_s": records / seconds,
-        "lost": lost + counters[CNT_OP_LOST] + counters[CNT_NO_SLOT],
-    }
 
 
 def show(name: str, result: dict[str, Any]) -> None:
@@ -207,6 +192,9 @@ def main() -> int:
             result = bench.result()
         show(name, result)
         document["models"][name] = result
+    flooded = [flood(10, contexts) for contexts in (1, 2)]
+    document["flood"] = [asdict(one) for one in flooded]
+    print("\n" + "\n".join(one.text for one in flooded))
     document["load_after"] = os.getloadavg()
     args.json.write_text(json.dumps(document, indent=1))
     print(f"\nload {os.getloadavg()[0]:.2f}; everything in {args.json}")

@@ -224,9 +224,9 @@ def measure(variant: Variant, loop: Loop, threads: int) -> dict[str, float]:
     with attached(variant, loop) as program:
         ring = RingReader(program.ring_fd("ring"), RING)
         loop.run(threads)
-        ring.drain(lambda _: None)
+        ring.drain(lambda data, tensors: None)
         best, median = loop.run(threads)
-        ring.drain(lambda _: None)
+        ring.drain(lambda data, tensors: None)
         before = _STATS.read_text()
         _STATS.write_text("1")
         try:
