@@ -15,6 +15,7 @@ from typing import Any
 import click
 
 from profinfer._version import __version__
+from profinfer.cli.allocator import keep_freed_memory
 from profinfer.errors import ProfinferError
 
 # verb -> one line for --help; the module profinfer.cli.<verb> has a click command `command`.
@@ -34,6 +35,9 @@ VERBS = {
     "doctor": "Check whether this machine can record.",
 }
 
+# They hold whole traces in memory.
+_ANALYSES = ("report", "scaling", "diff", "export", "view", "graph")
+
 
 class LazyGroup(click.Group):
     """A group that imports a verb's module only when the verb is used."""
@@ -46,6 +50,8 @@ class LazyGroup(click.Group):
         """Import ``profinfer.cli.<verb>``."""
         if cmd_name not in VERBS:
             return None
+        if cmd_name in _ANALYSES:
+            keep_freed_memory()
         command = importlib.import_module(f"profinfer.cli.{cmd_name}").command
         assert isinstance(command, click.Command)
         return command
