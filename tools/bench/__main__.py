@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from profinfer.model.trace import Trace
+from tools.bench.analyses import analyses
 from tools.bench.flood import flood
 from tools.bench.model import models
 from tools.bench.run import Run, measure
@@ -192,9 +193,14 @@ def main() -> int:
             result = bench.result()
         show(name, result)
         document["models"][name] = result
-    flooded = [flood(10, contexts) for contexts in (1, 2)]
-    document["flood"] = [asdict(one) for one in flooded]
-    print("\n" + "\n".join(one.text for one in flooded))
+    with tempfile.TemporaryDirectory() as folder:
+        long = Path(folder, "flood.pf")
+        flooded = [flood(30, contexts, long) for contexts in (1, 2)]
+        document["flood"] = [asdict(one) for one in flooded]
+        print("\n" + "\n".join(one.text for one in flooded), flush=True)
+        read = analyses(long)
+    document["analyses"] = [asdict(one) for one in read]
+    print("\n".join(one.text for one in read))
     document["load_after"] = os.getloadavg()
     args.json.write_text(json.dumps(document, indent=1))
     print(f"\nload {os.getloadavg()[0]:.2f}; everything in {args.json}")

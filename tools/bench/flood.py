@@ -53,19 +53,24 @@ class Flood:
         )
 
 
-def flood(seconds: float, contexts: int) -> Flood:
+def flood(seconds: float, contexts: int, trace: Path) -> Flood:
     """Build the target, record it, read what came of it.
+
+    Args:
+        seconds: how long it runs.
+        contexts: threads that compute.
+        trace: where the recording goes.
 
     Raises:
         SystemExit: it could not be built or recorded.
     """
     with tempfile.TemporaryDirectory() as folder:
-        target, trace = Path(folder, "fake_ggml"), Path(folder, "flood.pf")
+        target = Path(folder, "fake_ggml")
         build = ["make", "-s", "-f", str(_PROGRAMS / "Makefile"), f"OUT={folder}"]
         built = subprocess.run(build, capture_output=True, text=True)
         if built.returncode:
             raise SystemExit(f"the target could not be built: {built.stderr.strip()}")
-        command = [sys.executable, "-m", "profinfer", "record", "-o", str(trace), "--"]
+        command = [sys.executable, "-m", "profinfer", "record", "-f", "-o", str(trace), "--"]
         command += [str(target), "--threads", "1", "--contexts", str(contexts), "--layers", "30"]
         command += ["--base-us", "-1", "--sample-us", "0", "--kv-pad", "64", "--no-ops"]
         command += ["--tokens", "3000", "--seconds", str(seconds), "--out", "/dev/null"]
@@ -90,7 +95,8 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=10)
     parser.add_argument("--contexts", type=int, default=2)
     args = parser.parse_args()
-    print(flood(args.seconds, args.contexts).text)
+    with tempfile.TemporaryDirectory() as folder:
+        print(flood(args.seconds, args.contexts, Path(folder, "flood.pf")).text)
     return 0
 
 
