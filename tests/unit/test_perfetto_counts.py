@@ -151,6 +151,15 @@ def test_experts_are_told_of_every_product_of_their_layer() -> None:
     ]  # fmt: skip
 
 
+def test_experts_of_a_run_without_single_tokens() -> None:
+    nodes = pd.DataFrame({"node_id": [0], "def_id": [0], "layer": [0], "op": ["MUL_MAT_ID"]})
+    several = [(8, 0, row, 0, expert) for row, expert in enumerate([5, 5, 1])]
+    table = pd.DataFrame(several, columns=["graph_id", "node_id", "row", "slot", "expert"])
+    assert opdetails.of_experts(table, nodes)["experts"].tolist() == ["1, 5 x2"]
+    one = opdetails.of_experts(table[:1], nodes)
+    assert one["experts"].tolist() == ["5"]
+
+
 def test_flows_lead_from_the_slowest_thread_to_every_reader(run: Timeline) -> None:
     # Node 4 reads 0 and 2; node 6, which node 5 runs fused with, reads what 5 reads: 4.
     producers = {4: (0, 2), 5: (4,), 6: (5,), 8: (6,)}
