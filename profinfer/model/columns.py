@@ -215,6 +215,7 @@ COLUMNS: dict[str, tuple[str, dict[str, tuple[str, str]]]] = {
             "behind_other_ns": ("ns", "Of that, behind another process."),
             "blocked_ns": ("ns", "Asleep."),
             "compute_running_ns": ("ns", "On a CPU, between begin and end."),
+            "compute_runnable_ns": ("ns", "Waiting for a CPU, between begin and end."),
             "spinning_ns": ("ns", "On a CPU, between end and release."),
             "migrations": ("count", "Times that it came to another CPU."),
             "involuntary": ("count", "Times that its CPU was taken away."),
