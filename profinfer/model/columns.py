@@ -147,7 +147,10 @@ COLUMNS: dict[str, tuple[str, dict[str, tuple[str, str]]]] = {
             "flags": ("bits", "Flags of its tensor."),
             "role": ("text", "Part that it plays in the transformer."),
             "layer": ("count", "Layer; -1 none."),
-            "layer_inferred": ("bool", "The layer is that of its sources or of the node before."),
+            "layer_inferred": (
+                "bool",
+                "The layer is that of its sources, its reader or the node before.",
+            ),
             "params": ("text", "What its parameters say, e.g. the function of a GLU."),
             "unread": ("bool", "Its tensor could not be read."),
         },
