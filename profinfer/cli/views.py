@@ -287,28 +287,33 @@ def backend_views(
     trace: Trace, selections: list[Selection], asked: ReportOptions, top: int | None
 ) -> Iterator[Result]:
     """By backend: time, copies, operators on the host, messages; those that there are."""
-    from profinfer.analysis import backends, backendwork
-    from profinfer.analysis.backendfindings import findings
-    from profinfer.analysis.finding import as_notes
-
     if asked.against is not None:
         yield from _against(trace, selections, asked, top)
         return
     for chosen in selections:
-        by = backends.by_backend(trace, chosen)
-        by = replace(by, notes=(*by.notes, *as_notes(findings(trace, chosen))))
-        yield from _told(chosen, [by])
-        if asked.form == "csv":
-            continue
         rows = asked.top or top
-        parts = [
-            backends.copies(trace, chosen, rows),
-            backendwork.operators(trace, chosen, rows),
-            backendwork.messages(trace, chosen),
-        ]
-        if asked.device_times is not None:
-            yield from _told(chosen, [_device_times(trace, chosen, asked.device_times, rows)])
-        yield from _told(chosen, (part for part in parts if len(part.frame)))
+        by, *parts = backends_of(trace, chosen, rows)
+        if asked.form == "csv":
+            parts = []
+        elif asked.device_times is not None:
+            parts.insert(0, _device_times(trace, chosen, asked.device_times, rows))
+        yield from _told(chosen, [by, *parts])
+
+
+def backends_of(trace: Trace, chosen: Selection, top: int | None) -> list[Result]:
+    """Of one phase: time by backend, then what there is of copies, operators, messages."""
+    from profinfer.analysis import backends, backendwork
+    from profinfer.analysis.backendfindings import findings
+    from profinfer.analysis.finding import as_notes
+
+    by = backends.by_backend(trace, chosen)
+    by = replace(by, notes=(*by.notes, *as_notes(findings(trace, chosen))))
+    parts = (
+        backends.copies(trace, chosen, top),
+        backendwork.operators(trace, chosen, top),
+        backendwork.messages(trace, chosen),
+    )
+    return [by, *(part for part in parts if len(part.frame))]
 
 
 def _against(
