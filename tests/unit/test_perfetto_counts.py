@@ -293,6 +293,35 @@ def size_of(timeline: Timeline) -> int:
     return write(timeline, cast(BinaryIO, Sink())).bytes
 
 
+def test_a_limit_is_made_use_of() -> None:
+    run = synthetic(tokens=30, n_nodes=40)
+    dear = np.arange(10, 14)  # neither first nor last: the mean says nothing of those
+
+    def size(part: Timeline) -> int:
+        costs = np.where(np.isin(part.ops["graph_id"], dear), 500, 10)
+        return 10_000 + int(costs.sum())
+
+    limit = 10_000 + 10 * len(run.ops) // 2
+    fitted = narrowing.fit(run, limit, size)
+    assert 0.85 * limit <= size(fitted.timeline) <= limit
+    assert not set(dear) & set(fitted.timeline.ops["graph_id"])
+    # And where the first ones are dear, they do not go beyond it.
+    dear = np.arange(4)
+    limit = 10_000 + 500 * int(np.isin(run.ops["graph_id"], dear).sum())
+    fitted = narrowing.fit(run, limit, size)
+    assert size(fitted.timeline) <= limit and len(fitted.timeline.ops)
+
+
+def test_a_limit_that_all_fits_leaves_nothing_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(narrowing, "_SAMPLE", 10)
+    run = synthetic(tokens=30, n_nodes=40)
+
+    def size(part: Timeline) -> int:  # the first operators look far dearer than they are
+        return 1_000 + 100 * min(len(part.ops), 10) + 10 * len(part.ops)
+
+    assert narrowing.fit(run, size(run), size).left_out is None
+
+
 def test_a_timeline_is_made_to_fit() -> None:
     run = synthetic(tokens=30, n_nodes=40)
     slow = 17
