@@ -37,7 +37,7 @@ from profinfer.model.edges import Edges
 from profinfer.model.edges import find as find_edges
 from profinfer.model.life import Life
 from profinfer.model.life import life as find_life
-from profinfer.model.losses import operators_lost, tally
+from profinfer.model.losses import beyond_the_ends, operators_lost, tally
 from profinfer.model.nodes import NodeTables
 from profinfer.model.nodes import build as build_nodes
 from profinfer.model.operands import Operands
@@ -383,6 +383,14 @@ class Trace:
         """What is missing or could not be understood, by kind; all zero for a sound trace."""
         return tally(self.reader, self._spans, self._definitions, self._nodes, self._operators,
                      self._visits, self.graphs, self.routing.lost_rows)  # fmt: skip
+
+    @cached_property
+    def missing(self) -> dict[str, int]:
+        """``losses`` that are not zero, without what the two ends of an excerpt explain."""
+        found = self.losses
+        if self.excerpt:
+            found = beyond_the_ends(found, self.excerpt_edges, self.graphs)
+        return {name: n for name, n in found.items() if n}
 
     @property
     def problems(self) -> list[str]:
