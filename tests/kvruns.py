@@ -49,7 +49,7 @@ def kv_run(tokens: int = 90, planted: dict[int, str] | None = None, **changes: A
             out = 1_000 + (7 * node + 13 * number) % 40  # noqa: B023
             if names[node].startswith("kq-"):  # noqa: B023
                 out += SLOPE * last + JUMP * (cells // PAD)  # noqa: B023
-            slow = {"node": (0, 1), "cpu": (1,), "fault": (1,)}.get(what or "", ())  # noqa: B023
+            slow = {"node": (0, 1), "cpu": (1,), "fault": (1,), "disk": (1,)}.get(what or "", ())  # noqa: B023
             if names[node] == "ffn_up-1" and thread in slow:  # noqa: B023
                 out += DISTURBED
             return out
@@ -63,7 +63,12 @@ def kv_run(tokens: int = 90, planted: dict[int, str] | None = None, **changes: A
         if what == "cpu":
             builder.sched(78, slow_op.begin_ns + 10, "out", other=(900, 900, "stress"))
             builder.sched(78, slow_op.begin_ns + 10 + DISTURBED, "in", other=(78, 77, "llama"))
-        if what == "fault":
+        if what == "disk":  # asleep until its page was read, then another has the CPU
+            sleep, awake = slow_op.begin_ns + 10, slow_op.begin_ns + 10 + DISTURBED * 9 // 10
+            builder.sched(78, sleep, "out", state=2, other=(0, 0, "swapper/0"))
+            builder.sched(78, awake, "wake", other=(44, 44, "kworker/1:1H"))
+            builder.sched(78, sleep + DISTURBED, "in", other=(78, 77, "llama"))
+        if what in ("fault", "disk"):
             builder.fault(78, slow_op.begin_ns + 10, 0x7E00_0000_0000, ns=DISTURBED, major=True)
         ts = truth.end_ns + 150
         builder.call_end(77, ts)

@@ -50,7 +50,7 @@ def overview(graph: OpGraph, others: int) -> Result:
         (Column("views", "views, folded", "count", "Nodes that compute nothing."),
          int((~works).sum())),
         (Column("fused", "run fused", "count", "Operators that ran inside the one after them."),
-         fused),
+         fused if graph.timed else None),
         (Column("edges", "edges", "count", "Between operators, views looked through."),
          len(graph.folded)),
         (Column("memory_edges", "by memory", "count", "Of those, by memory that both use: a "
@@ -101,7 +101,7 @@ def _record(
 
 def layers(graph: OpGraph, found: list[Group]) -> Result:
     """The groups of layers that are alike, and what belongs to no layer."""
-    wall = graph.nodes["wall_ns"].to_numpy(np.float64)
+    wall = graph.wall_ns
     rows = []
     for group in sorted(found, key=lambda g: g.layers):
         other = [] if group is found[0] else differences(found[0].items, group.items)
@@ -144,8 +144,8 @@ def _differs(first: bool, words: list[str]) -> str:
 
 def pattern(graph: OpGraph, group: Group) -> Result:
     """The operators of a repeated layer, with the means over its layers."""
-    wall = graph.nodes["wall_ns"].to_numpy(np.float64)[group.places].mean(axis=0)
-    on_path = graph.critical[group.places].mean(axis=0)
+    wall = graph.wall_ns[group.places].mean(axis=0)
+    on_path = graph.critical[group.places].mean(axis=0) if graph.timed else np.nan
     level = graph.level[group.places[0]]
     rows = [
         (number, item.op, item.name, item.type, item.shape, _reads(number, item.reads))
@@ -154,7 +154,7 @@ def pattern(graph: OpGraph, group: Group) -> Result:
     frame = pd.DataFrame(rows, columns=["number", "op", "name", "type", "shape", "reads"])
     frame["step"] = level - level.min() + 1 if len(level) else []
     frame["wall_ns"] = wall
-    frame["share"] = wall / wall.sum() if wall.sum() else np.nan
+    frame["share"] = wall / wall.sum() if graph.timed else np.nan
     frame["on_path"] = on_path
     columns = (
         Column("number", "#", "count", "Place in the layer."),
@@ -216,13 +216,13 @@ def nodes(graph: OpGraph, places: Sequence[int], title: str) -> Result:
             "shape": part["shape"].astype(str),
             "reads": reads,
             "step": graph.level[rows] + 1,
-            "wall_ns": part["wall_ns"].to_numpy(),
-            "slack_ns": graph.paths.slack[rows],
+            "wall_ns": graph.wall_ns[rows],
+            "slack_ns": graph.paths.slack[rows] if graph.timed else np.nan,
             "share": part["wall_ns"].to_numpy() / graph.total_ns if graph.total_ns else np.nan,
             "bytes": part["bytes"].to_numpy(),
             "flops": part["flops"].to_numpy(),
-            "compute_ns": part["compute_ns"].to_numpy(),
-            "wait_ns": part["wait_ns"].to_numpy(),
+            "compute_ns": part["compute_ns"].to_numpy() if graph.timed else np.nan,
+            "wait_ns": part["wait_ns"].to_numpy() if graph.timed else np.nan,
         }
     )
     columns = (
@@ -242,7 +242,7 @@ def nodes(graph: OpGraph, places: Sequence[int], title: str) -> Result:
         Column("wait_ns", "wait", "ns", "Mean over threads.", detail=True),
     )
     frame = frame[[c.name for c in columns]].reset_index(drop=True)
-    total = {"wall_ns": float(part["wall_ns"].sum())}
+    total = {"wall_ns": float(part["wall_ns"].sum())} if graph.timed else None
     return Result("graph_nodes", title, graph.scope, columns, frame, (), total)
 
 

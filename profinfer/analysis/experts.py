@@ -197,10 +197,18 @@ def by_token(trace: Trace, selection: Selection, top: int | None) -> Result:
         Column("loaded", "new", "bytes", "Weights of the fresh ones."),
         *(_FAULTS if trace.has_faults else ()),
     )
-    extra = notes.cut(len(frame), rows)
+    extra = [*notes.cut(len(frame), rows), *_held_by_several(frame)]
     return _result(
         "experts_by_token", "Experts by token", trace, selection, columns, frame, tuple(extra)
     )
+
+
+def _held_by_several(frame: pd.DataFrame) -> list[Note]:
+    """Where threads stood in faults for longer than their call took: that is no mistake."""
+    if not (frame["held_ns"] > frame["call_ns"]).any():
+        return []
+    text = "held up is summed over threads: several that wait at once exceed the time of the call"
+    return [Note("info", text)]
 
 
 def _of(trace: Trace, selection: Selection) -> pd.DataFrame:

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from profinfer.model.tokentable import decode_steps
 from profinfer.model.trace import Trace
 
 I64 = npt.NDArray[np.int64]
@@ -161,13 +162,9 @@ def time_per_output_token(trace: Trace) -> I64:
 
 def token_steps(trace: Trace) -> pd.DataFrame:
     """One row per decode step: ctx, seq, generation, call_id, step_ns (NA for the first)."""
-    rows = _steps(trace)
-    rows = rows[(rows["phase"] == "decode") & ~rows["cut"]]
-    keys = ["ctx", "seq", "generation"]
-    groups = rows.groupby(keys, sort=False)
-    step = groups["end_ns"].diff().astype("Int64")
-    follows = groups["token_index"].diff() == 1
-    return rows[[*keys, "call_id"]].assign(step_ns=step.where(follows))
+    step = decode_steps(trace.calls, trace.sequences)
+    rows = _steps(trace).loc[step.index, ["ctx", "seq", "generation", "call_id"]]
+    return rows.assign(step_ns=step)
 
 
 def _steps(trace: Trace) -> pd.DataFrame:
@@ -176,7 +173,7 @@ def _steps(trace: Trace) -> pd.DataFrame:
     owner = seqs["call_id"].to_numpy()
     rows = seqs.assign(
         decodes=(seqs["phase"] == "decode").astype(np.int64),
-        **{c: calls[c].to_numpy()[owner] for c in ("ctx", "begin_ns", "end_ns", "cut")},
+        **{c: calls[c].to_numpy()[owner] for c in ("ctx", "begin_ns", "end_ns")},
     )
     return rows[rows["phase"].isin(("prefill", "decode"))]
 

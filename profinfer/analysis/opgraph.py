@@ -19,6 +19,7 @@ from profinfer.analysis.work import per_execution
 from profinfer.model.dependencies import Dependencies
 from profinfer.model.selection import Selection
 from profinfer.model.trace import Trace
+from profinfer.units import format_things
 
 F64 = npt.NDArray[np.float64]
 I32 = npt.NDArray[np.int32]
@@ -116,6 +117,12 @@ class OpGraph:
         return self.total_ns > 0
 
     @property
+    def wall_ns(self) -> F64:
+        """Time of each node, NaN where nothing was measured at all, shape (n,)."""
+        wall = self.nodes["wall_ns"].to_numpy(np.float64)
+        return wall if self.timed else np.full(len(self), np.nan)
+
+    @property
     def total_ns(self) -> float:
         """Time of all operators."""
         return float(self.nodes["wall_ns"].sum())
@@ -156,13 +163,22 @@ def op_graph(trace: Trace, def_id: int, selection: Selection) -> OpGraph:
     )
     return OpGraph(
         def_id=def_id,
-        scope=selection.description,
+        scope=_scope(def_id, int(graphs.sum()), selection),
         executions=int(graphs.sum()),
         nodes=nodes,
         sources=_sources(trace, def_id, nodes),
         every=trace.dependencies(def_id),
         works=works,
     )
+
+
+def _scope(def_id: int, executions: int, selection: Selection) -> str:
+    """What the times are of: the selection ran other graphs, too."""
+    runs = format_things(executions, "execution") if executions else "no execution"
+    runs = f"means over {runs}" if executions > 1 else runs
+    of = f"{selection.phase or 'all phases'}: {format_things(selection.n_graphs, 'graph')}"
+    warm = ("warm-up excluded",) if selection.warmup_excluded else ()
+    return ", ".join((f"{runs} of graph {def_id} ({of})", *selection.filters, *warm))
 
 
 def _measured(walls: pd.DataFrame, node: I64, n: int) -> dict[str, F64]:

@@ -78,7 +78,8 @@ def _without_cpu(trace: Trace, steps: Steps, at: int, graphs: I64) -> tuple[floa
     """Time that the step lost because threads had no CPU: ns and a phrase; None if not recorded.
 
     At each operator the others wait for the thread that lost most, so the largest loss of each
-    operator counts. Outside of graphs it is the calling thread's.
+    operator counts. Outside of graphs it is the calling thread's. A thread that sleeps, for a disk
+    or a lock, wants no CPU and has lost none.
     """
     if not trace.has_sched:
         return None
@@ -89,9 +90,7 @@ def _without_cpu(trace: Trace, steps: Steps, at: int, graphs: I64) -> tuple[floa
     lost = 0
     worst: dict[int, int] = {}
     if len(mine):
-        computing = (mine["end_ns"] - mine["begin_ns"]).to_numpy()
-        ran = trace.op_sched["compute_running_ns"].to_numpy()[mine.index.to_numpy()]
-        off = np.maximum(computing - ran, 0)
+        off = trace.op_sched["compute_runnable_ns"].to_numpy()[mine.index.to_numpy()]
         graph, node = mine["graph_id"].to_numpy(), mine["node_id"].to_numpy()
         lost = int(np.maximum.reduceat(off, operator_starts(graph, node)).sum())
         tids = mine["tid"].to_numpy()

@@ -76,6 +76,7 @@ class Result:
         notes: what the reader must know, worst first.
         total: sums over all rows, also those that a limit left out; None where sums mean nothing.
         layout: "table", or "record" for one row that is read from top to bottom.
+        phase: the phase that all of it is of; None for several, or none.
     """
 
     name: str
@@ -86,3 +87,4 @@ class Result:
     notes: tuple[Note, ...] = ()
     total: dict[str, Any] | None = None
     layout: Literal["table", "record"] = field(default="table")
+    phase: str | None = None

@@ -22,5 +22,5 @@ def about(trace: Trace) -> dict[str, Any]:
         "cpu_model": meta.host.cpu_model,
         "level": meta.plan.level,
         "complete": trace.reader.complete,
-        "losses": {k: n for k, n in trace.losses.items() if n},
+        "losses": trace.missing,
     }

@@ -6,13 +6,15 @@ Owns the options and where the output goes; ``graphchoice`` owns which graph is 
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from profinfer.cli import options
-from profinfer.cli.graphchoice import Wanted, opened, part
+from profinfer.cli.about import about
+from profinfer.cli.graphchoice import Opened, Wanted, opened, part
 from profinfer.errors import ProfinferError, UsageProblem
 
 if TYPE_CHECKING:
@@ -64,12 +66,15 @@ def command(
     if drawn and form == "json":
         raise UsageProblem("--format json is for the numbers", "leave out the drawing")
     wanted = Wanted(drawn=drawn is not None, **asked)
+    if wanted.nodes is not None and wanted.layer is not None:
+        raise UsageProblem("--nodes and --layer each choose a part of the graph", "one of them")
     if other is not None:
         _compare(trace, other, wanted, drawn, output, force=force, form=form)
         return
-    graph, others = opened(trace, wanted)
+    found = opened(trace, wanted)
+    graph = found.graph
     if drawn is None:
-        _print(_tables(graph, others, wanted), form, (trace,))
+        _print(_tables(graph, found.others, wanted), form, wanted, (found,))
         return
     from profinfer.render.dot import to_dot
 
@@ -107,11 +112,12 @@ def _compare(
 
     if wanted.narrowed or wanted.whole or wanted.views:
         raise UsageProblem("two graphs are compared whole", "leave out --nodes, --layer, --all")
-    first, second = (opened(path, wanted)[0] for path in (trace, other))
+    both = opened(trace, wanted), opened(other, wanted)
+    first, second = (one.graph for one in both)
     compared = dagcompare.compare(first, second)
     names = _names(trace, other)
     if drawn is None:
-        _print(dagcompare.results(compared, names), form, (trace, other))
+        _print(dagcompare.results(compared, names), form, wanted, both)
         return
     title = f"{names[0]} → {names[1]}"
     look = Look(theme=wanted.theme, title=title, subtitle=first.scope)
@@ -124,11 +130,24 @@ def _names(trace: str, other: str) -> tuple[str, str]:
     return (a.stem, b.stem) if a.stem != b.stem else (str(a), str(b))
 
 
-def _print(results: list[Result], form: str, paths: tuple[str, ...]) -> None:
+def _print(
+    results: list[Result], form: str, wanted: Wanted, found: tuple[Opened, ...]
+) -> None:  # fmt: skip
     if form == "json":
         from profinfer.render.machine import to_json
 
-        click.echo(to_json(results, {"path": paths[0]}, {"paths": list(paths)}))
+        phases = {one.phase for one in found}
+        told = [replace(r, phase=found[0].phase if len(phases) == 1 else None) for r in results]
+        selection = {
+            "paths": [str(one.trace.path) for one in found],
+            "phase": wanted.phase,
+            "token": wanted.token,
+            "def": wanted.def_id,
+            "nodes": wanted.nodes,
+            "layer": wanted.layer,
+        }
+        traces = [about(one.trace) for one in found]
+        click.echo(to_json(told, traces[0], selection, others=traces[1:]))
         return
     from rich.console import Console
 

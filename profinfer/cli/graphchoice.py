@@ -51,8 +51,25 @@ class Wanted:
         return self.nodes is not None or self.layer is not None
 
 
-def opened(path: str, wanted: Wanted) -> tuple[OpGraph, int]:
-    """The graph, and how many others the same selection ran.
+@dataclass(frozen=True)
+class Opened:
+    """A graph of a trace.
+
+    Attributes:
+        trace: what was recorded.
+        graph: the one that is meant.
+        others: how many others the same selection ran.
+        phase: phase of its executions, None for several.
+    """
+
+    trace: Trace
+    graph: OpGraph
+    others: int
+    phase: str | None
+
+
+def opened(path: str, wanted: Wanted) -> Opened:
+    """The graph that is meant.
 
     Raises:
         TraceError: the file is no trace.
@@ -77,8 +94,9 @@ def opened(path: str, wanted: Wanted) -> tuple[OpGraph, int]:
         if not (trace.graphs["def_id"] == wanted.def_id).any():
             last = int(trace.graphs["def_id"].max())
             raise UsageProblem(f"{path} has no graph {wanted.def_id}", f"--def 0 to --def {last}")
-        return op_graph(trace, wanted.def_id, selection), max(len(found) - 1, 0)
-    return op_graph(trace, int(found["def_id"].iloc[0]), selection), len(found) - 1
+    def_id = int(found["def_id"].iloc[0]) if wanted.def_id is None else wanted.def_id
+    graph = op_graph(trace, def_id, selection)
+    return Opened(trace, graph, max(len(found) - 1, 0), selection.phase)
 
 
 def _selection(trace: Trace, path: str, wanted: Wanted) -> Selection:
@@ -141,5 +159,5 @@ def part(graph: OpGraph, wanted: Wanted) -> tuple[list[int] | None, Look]:
         places = list(range(min(places), max(places) + 1))
     return places, Look(
         wanted.color, wanted.theme, wanted.views, title,
-        f"{graph.scope} · red: critical path{left_out}",
+        f"{graph.scope}{' · red: critical path' if graph.timed else ''}{left_out}",
     )  # fmt: skip

@@ -67,16 +67,18 @@ def write(path: Path, trace: Trace, selections: list[Selection], sections: list[
 
 
 def write_plots(folder: Path, sections: list[Section], *, force: bool) -> list[Path]:
-    """Write every chart of the report as an SVG file; returns the files.
+    """Write every chart and drawing of the report as an SVG file; returns the files.
 
     Raises:
         UsageProblem: one of them is there already.
         ProfinferError: they cannot be written.
     """
-    from profinfer.render.html.charts import Bars, Plot
+    from profinfer.render.html.charts import Bars, Drawing, Plot
     from profinfer.render.html.standalone import standalone
 
-    charts = [p for section in sections for p in section.parts if isinstance(p, Plot | Bars)]
+    charts = [
+        p for section in sections for p in section.parts if isinstance(p, Plot | Bars | Drawing)
+    ]
     files = {folder / f"{chart.name}.svg": chart for chart in charts}
     there = [path for path in files if path.exists()]
     if there and not force:

@@ -7,11 +7,9 @@ in the page and in its contents. Computes nothing.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 
 from profinfer.analysis import (
-    generations,
     growth,
     layerroles,
     matmuls,
@@ -29,6 +27,7 @@ from profinfer.analysis.roofs import of_trace
 from profinfer.analysis.steps import decode_steps
 from profinfer.cli.htmlmodel import expert_section, graph_section
 from profinfer.cli.htmlsource import Part, Source, parts_of
+from profinfer.cli.htmlwhole import backend_section, ledger_section, requests_section
 from profinfer.model.selection import Selection
 from profinfer.render.html import operatorfigures, threadfigures, tokenfigures
 from profinfer.render.html.section import Fold, Section
@@ -88,8 +87,12 @@ def _kv(source: Source) -> Section | None:
 
 
 def _where(source: Source, chosen: Selection, key: str, title: str) -> Section:
+    """Where a phase's time goes; prefill tells of its prompts as well."""
     trace = source.trace
     parts: list[Part] = []
+    if chosen.phase == "prefill":
+        every = prompts.prompts([trace])
+        parts += parts_of(tokenfigures.prefill_speed(every), every if len(every.frame) else None)
     if chosen.n_calls and not source.narrowed:
         wall = overview.ledger(trace, chosen)
         parts += [operatorfigures.ledger(wall), wall]
@@ -117,17 +120,11 @@ def _main_phase(source: Source) -> Section | None:
 
 
 def _other_phase(source: Source, number: int) -> Section | None:
-    """Of the phases beside the main one, prefill tells of its prompts as well."""
     if number >= len(source.selections):
         return None
     chosen = source.selections[number]
     key = f"time-{number + 1}"
-    section = _where(source, chosen, key, (chosen.phase or "all phases").capitalize())
-    if chosen.phase != "prefill":
-        return section
-    every = prompts.prompts([source.trace])
-    more = parts_of(tokenfigures.prefill_speed(every), every if len(every.frame) else None)
-    return replace(section, parts=[*more, *section.parts])
+    return _where(source, chosen, key, (chosen.phase or "all phases").capitalize())
 
 
 def _matmuls(source: Source) -> Section | None:
@@ -191,22 +188,22 @@ def _memory(source: Source) -> Section | None:
 
 def _recording(source: Source) -> Section | None:
     trace = source.trace
-    answers = generations.generations(trace) if len(trace.calls) else None
     return Section(
         "recording",
         "The recording",
         parts_of(
             overview.overview(trace),
             overview.phases(trace) if len(trace.calls) else None,
-            answers if answers is not None and len(answers.frame) > 1 else None,
             overview.self_check(trace),
         ),
     )
 
 
+_OTHERS = (1, 2, 3)  # phases beside the main one
 SECTIONS: tuple[Callable[[Source], Section | None], ...] = (
     _main_phase, _tokens, _kv, _matmuls, expert_section, _roofline, _threads, _memory,
-    graph_section,
-    partial(_other_phase, number=1), partial(_other_phase, number=2),
-    partial(_other_phase, number=3), _recording,
+    backend_section, graph_section,
+    *(partial(_other_phase, number=n) for n in _OTHERS),
+    *(partial(backend_section, number=n) for n in _OTHERS),
+    requests_section, ledger_section, _recording,
 )  # fmt: skip

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import click
 
 from profinfer.cli import options
+from profinfer.cli.about import about as about_trace
 from profinfer.cli.show import to_terminal
 from profinfer.errors import UsageProblem
 
@@ -48,8 +51,11 @@ def command(traces: tuple[str, ...], phase: str, tokens: tuple[int, int] | None,
     if form == "json":
         from profinfer.render.machine import to_json
 
-        about = {"paths": list(traces)}
-        click.echo(to_json(results, about, {"phase": phase, "tokens": tokens}))
+        told = [replace(result, phase=phase) for result in results]
+        about = [about_trace(trace) for trace in opened]
+        # What this document had before it named its traces.
+        first = about[0] | {"paths": list(traces)}
+        click.echo(to_json(told, first, {"phase": phase, "tokens": tokens}, others=about[1:]))
     elif form == "csv":
         from profinfer.render.machine import to_csv
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -127,27 +127,9 @@ def views(
         selections: one per phase.
         whole: of the whole report; None where one view is asked for.
     """
-    from profinfer.analysis import (
-        findings,
-        firsttoken,
-        generations,
-        lifeledger,
-        matmuls,
-        operators,
-        overview,
-        prompts,
-        scheduling,
-        threads,
-        tokens,
-    )
-    from profinfer.analysis.correction import corrected
-    from profinfer.analysis.finding import as_notes
+    from profinfer.analysis import findings, firsttoken, generations, lifeledger, overview, prompts
 
     human = asked.form == "table"
-
-    def shown(result: Result, selection: Selection) -> Result:
-        return corrected(result, trace, selection) if asked.corrected else result
-
     if asked.ledger:
         yield lifeledger.ledger(trace)
         return
@@ -179,23 +161,7 @@ def views(
         return
     if asked.by is not None:
         for chosen in selections:
-            if asked.by == "node":
-                yield shown(operators.by_node(trace, chosen, top), chosen)
-            elif asked.by == "shape":
-                yield shown(operators.by_shape(trace, chosen, top), chosen)
-            elif asked.by == "thread":
-                yield threads.threads(trace, chosen, states=not human)
-                if trace.has_sched and asked.form != "csv":
-                    found = as_notes(findings.findings(trace, chosen))
-                    yield scheduling.thread_states(trace, chosen, found)
-            elif asked.by == "token":
-                yield tokens.tokens(trace, chosen, asked.top)
-            elif asked.by in STEPS:
-                yield from _steps(trace, asked, chosen, top)
-            elif asked.by == "matmul":
-                yield matmuls.matmuls(trace, chosen, top)
-            else:
-                yield shown(operators.by(trace, chosen, asked.by), chosen)
+            yield from _told(chosen, _view(trace, asked, chosen, top))
         return
     assert whole is not None
     yield overview.overview(trace)
@@ -210,24 +176,74 @@ def views(
     if len(found_all.frame) or not human:
         yield found_all
     for number, chosen in enumerate(selections):
-        if chosen.n_calls and not asked.narrowed:
-            yield overview.ledger(trace, chosen)
-        if not len(trace.ops):
-            if chosen.n_graphs:
-                yield tokens.graphs(trace, chosen)
-            continue
-        yield shown(operators.by(trace, chosen, "op"), chosen)
-        yield shown(operators.by(trace, chosen, "role"), chosen)
-        if human and number:
-            continue  # a person asks for the details of a second phase with --phase
-        layers = (operators.layers_brief if human else _by_layer)(trace, chosen)
-        yield shown(layers, chosen)
-        slowest = operators.by_node(trace, chosen, asked.top or (TOP if human else None))
-        yield shown(slowest, chosen)
-        yield threads.threads(trace, chosen, states=not human)
-        if trace.has_sched:
-            yield scheduling.thread_states(trace, chosen)
+        yield from _told(chosen, _of_phase(trace, asked, chosen, brief=human and number > 0))
     yield overview.self_check(trace)
+
+
+def _told(chosen: Selection, results: Iterable[Result]) -> Iterator[Result]:
+    """Results of one selection, that say its phase."""
+    for result in results:
+        yield replace(result, phase=chosen.phase)
+
+
+def _shown(trace: Trace, asked: ReportOptions, chosen: Selection, result: Result) -> Result:
+    from profinfer.analysis.correction import corrected
+
+    return corrected(result, trace, chosen) if asked.corrected else result
+
+
+def _view(
+    trace: Trace, asked: ReportOptions, chosen: Selection, top: int | None
+) -> Iterator[Result]:
+    """One view of one selection."""
+    from profinfer.analysis import findings, matmuls, operators, scheduling, threads, tokens
+    from profinfer.analysis.finding import as_notes
+
+    human = asked.form == "table"
+    if asked.by == "node":
+        yield _shown(trace, asked, chosen, operators.by_node(trace, chosen, top))
+    elif asked.by == "shape":
+        yield _shown(trace, asked, chosen, operators.by_shape(trace, chosen, top))
+    elif asked.by == "thread":
+        yield threads.threads(trace, chosen, states=not human)
+        if trace.has_sched and asked.form != "csv":
+            found = as_notes(findings.findings(trace, chosen))
+            yield scheduling.thread_states(trace, chosen, found)
+    elif asked.by == "token":
+        yield tokens.tokens(trace, chosen, asked.top)
+    elif asked.by in STEPS:
+        yield from _steps(trace, asked, chosen, top)
+    elif asked.by == "matmul":
+        yield matmuls.matmuls(trace, chosen, top)
+    else:
+        assert asked.by is not None
+        yield _shown(trace, asked, chosen, operators.by(trace, chosen, asked.by))
+
+
+def _of_phase(
+    trace: Trace, asked: ReportOptions, chosen: Selection, *, brief: bool
+) -> Iterator[Result]:
+    """A phase's part of the whole report; in brief without layers, slowest operators, threads."""
+    from profinfer.analysis import operators, overview, scheduling, threads, tokens
+
+    human = asked.form == "table"
+    if chosen.n_calls and not asked.narrowed:
+        yield overview.ledger(trace, chosen)
+    if not len(trace.ops):
+        if chosen.n_graphs:
+            yield tokens.graphs(trace, chosen)
+        return
+    yield _shown(trace, asked, chosen, operators.by(trace, chosen, "op"))
+    yield _shown(trace, asked, chosen, operators.by(trace, chosen, "role"))
+    if brief:
+        return  # a person asks for the details of a second phase with --phase
+    layers = (operators.layers_brief if human else _by_layer)(trace, chosen)
+    yield _shown(trace, asked, chosen, layers)
+    slowest = operators.by_node(trace, chosen, asked.top or (TOP if human else None))
+    yield _shown(trace, asked, chosen, slowest)
+    yield threads.threads(trace, chosen, states=not human)
+    if trace.has_sched:
+        yield scheduling.thread_states(trace, chosen)
 
 
 def _rooflines(
@@ -242,7 +258,8 @@ def _rooflines(
     for chosen in selections:
         for by in (asked.by,) if asked.by else ("op", "role", "node"):
             rows = top if asked.by else short
-            yield roofline(trace, chosen, by, found, rows if by in ("node", "shape") else None)
+            rows = rows if by in ("node", "shape") else None
+            yield from _told(chosen, [roofline(trace, chosen, by, found, rows)])
 
 
 def _counters(
@@ -262,34 +279,41 @@ def _counters(
     for chosen in selections:
         for by in (asked.by,) if asked.by else ("op", "role", "node"):
             rows = top if asked.by else short
-            yield counters(trace, chosen, by, rows if by in ("node", "shape") else None)
+            rows = rows if by in ("node", "shape") else None
+            yield from _told(chosen, [counters(trace, chosen, by, rows)])
 
 
 def backend_views(
     trace: Trace, selections: list[Selection], asked: ReportOptions, top: int | None
 ) -> Iterator[Result]:
     """By backend: time, copies, operators on the host, messages; those that there are."""
-    from profinfer.analysis import backends, backendwork
-    from profinfer.analysis.backendfindings import findings
-    from profinfer.analysis.finding import as_notes
-
     if asked.against is not None:
         yield from _against(trace, selections, asked, top)
         return
     for chosen in selections:
-        by = backends.by_backend(trace, chosen)
-        yield replace(by, notes=(*by.notes, *as_notes(findings(trace, chosen))))
-        if asked.form == "csv":
-            continue
         rows = asked.top or top
-        parts = (
-            backends.copies(trace, chosen, rows),
-            backendwork.operators(trace, chosen, rows),
-            backendwork.messages(trace, chosen),
-        )
-        if asked.device_times is not None:
-            yield _device_times(trace, chosen, asked.device_times, rows)
-        yield from (part for part in parts if len(part.frame))
+        by, *parts = backends_of(trace, chosen, rows)
+        if asked.form == "csv":
+            parts = []
+        elif asked.device_times is not None:
+            parts.insert(0, _device_times(trace, chosen, asked.device_times, rows))
+        yield from _told(chosen, [by, *parts])
+
+
+def backends_of(trace: Trace, chosen: Selection, top: int | None) -> list[Result]:
+    """Of one phase: time by backend, then what there is of copies, operators, messages."""
+    from profinfer.analysis import backends, backendwork
+    from profinfer.analysis.backendfindings import findings
+    from profinfer.analysis.finding import as_notes
+
+    by = backends.by_backend(trace, chosen)
+    by = replace(by, notes=(*by.notes, *as_notes(findings(trace, chosen))))
+    parts = (
+        backends.copies(trace, chosen, top),
+        backendwork.operators(trace, chosen, top),
+        backendwork.messages(trace, chosen),
+    )
+    return [by, *(part for part in parts if len(part.frame))]
 
 
 def _against(
@@ -303,7 +327,7 @@ def _against(
     for chosen in selections:
         same = other.select(phase=chosen.phase, op=asked.op, layer=asked.layer)
         if not same.empty:
-            yield compare(trace, chosen, other, same, asked.top or top)
+            yield from _told(chosen, [compare(trace, chosen, other, same, asked.top or top)])
 
 
 def _device_times(trace: Trace, chosen: Selection, path: str, top: int | None) -> Result:
@@ -320,24 +344,31 @@ def _device_times(trace: Trace, chosen: Selection, path: str, top: int | None) -
 
 def _experts(trace: Trace, asked: ReportOptions, selections: list[Selection]) -> Iterator[Result]:
     """The view that was asked for, or all of them."""
+    human = asked.form == "table"
+    for number, chosen in enumerate(selections):
+        yield from _told(chosen, _experts_of(trace, asked, chosen, brief=human and number > 0))
+
+
+def _experts_of(
+    trace: Trace, asked: ReportOptions, chosen: Selection, *, brief: bool
+) -> Iterator[Result]:
     from profinfer.analysis import expertreuse, experts
 
     human = asked.form == "table"
     top = asked.top or ((TOP_VIEW if asked.by else TOP) if human else None)
-    for number, chosen in enumerate(selections):
-        if asked.by is None:
-            yield experts.overview(trace, chosen)
-        every = asked.by is None and not (human and number)
-        if asked.by == "layer" or asked.by is None:
-            yield experts.by_layer(trace, chosen)
-        if asked.by == "reuse" or every:
-            yield expertreuse.by_reuse(trace, chosen)
-        if asked.by == "cache" or every:
-            yield expertreuse.by_cache(trace, chosen, brief=human and not asked.top)
-        if asked.by == "token" or (every and not human):
-            yield experts.by_token(trace, chosen, top if asked.top or asked.by is None else None)
-        if asked.by == "expert" or every:
-            yield experts.by_expert(trace, chosen, top)
+    every = asked.by is None and not brief
+    if asked.by is None:
+        yield experts.overview(trace, chosen)
+    if asked.by == "layer" or asked.by is None:
+        yield experts.by_layer(trace, chosen)
+    if asked.by == "reuse" or every:
+        yield expertreuse.by_reuse(trace, chosen)
+    if asked.by == "cache" or every:
+        yield expertreuse.by_cache(trace, chosen, brief=human and not asked.top)
+    if asked.by == "token" or (every and not human):
+        yield experts.by_token(trace, chosen, top if asked.top or asked.by is None else None)
+    if asked.by == "expert" or every:
+        yield experts.by_expert(trace, chosen, top)
 
 
 def _steps(

@@ -33,6 +33,8 @@ class RoleRules:
         self._known: dict[tuple[str, str, str], str] = {}
         self._layer_weight = re.compile(data["layer"]["weight"])
         self._layer_node = [re.compile(p) for p in data["layer"]["node"]]
+        reader = data["layer"]["reader"]
+        self._reader = re.compile(reader["op"]), re.compile(reader["source"])
 
     def role(self, op: str, name: str, weight: str = "") -> str:
         """What a node does in the model.
@@ -72,6 +74,11 @@ class RoleRules:
                 if match:
                     return int(match[1])
         return None
+
+    def of_its_reader(self, op: str, *sources: str) -> bool:
+        """Whether a node without a name of its own belongs to the layer that reads it."""
+        by_op, by_source = self._reader
+        return bool(by_op.search(op)) and any(by_source.search(s) for s in sources[1:])
 
 
 @cache

@@ -44,6 +44,20 @@ COLUMNS: dict[str, tuple[str, dict[str, tuple[str, str]]]] = {
             "token_index": ("count", "Decode step of its generation, from 0; else -1."),
         },
     ),
+    "tokens": (
+        "One token of a call.",
+        {
+            "call_id": ("id", "The call."),
+            "seq": ("id", "llama_seq_id; -1 not known."),
+            "position": ("position", "Its own; -1 not given."),
+            "phase": ("text", "prefill, decode or verify; else that of the call."),
+            "generation": ("id", "Number of the prompt; -1 outside of prefill and decode."),
+            "token_index": ("count", "Decode step of its generation, from 0; else -1."),
+            "begin_ns": ("ns", "Its call began."),
+            "end_ns": ("ns", "Its call returned."),
+            "step_ns": ("ns", "Since the end of the decode step before; -1 none, or no decode."),
+        },
+    ),
     "samples": (
         "One outermost call of a sampler.",
         {
@@ -133,7 +147,10 @@ COLUMNS: dict[str, tuple[str, dict[str, tuple[str, str]]]] = {
             "flags": ("bits", "Flags of its tensor."),
             "role": ("text", "Part that it plays in the transformer."),
             "layer": ("count", "Layer; -1 none."),
-            "layer_inferred": ("bool", "The layer is that of its sources or of the node before."),
+            "layer_inferred": (
+                "bool",
+                "The layer is that of its sources, its reader or the node before.",
+            ),
             "params": ("text", "What its parameters say, e.g. the function of a GLU."),
             "unread": ("bool", "Its tensor could not be read."),
         },
@@ -162,6 +179,10 @@ COLUMNS: dict[str, tuple[str, dict[str, tuple[str, str]]]] = {
             "release_ns": ("ns", "The barrier opened; wait is release - end."),
             "complete": ("bool", "Seen on all threads, nothing lost next to it."),
         },
+    ),
+    "counters": (
+        "What was counted in a row of ops, which has the same number. Not there without counters.",
+        {},
     ),
     "op_walls": (
         "One operator, all threads together.",
@@ -215,6 +236,7 @@ COLUMNS: dict[str, tuple[str, dict[str, tuple[str, str]]]] = {
             "behind_other_ns": ("ns", "Of that, behind another process."),
             "blocked_ns": ("ns", "Asleep."),
             "compute_running_ns": ("ns", "On a CPU, between begin and end."),
+            "compute_runnable_ns": ("ns", "Waiting for a CPU, between begin and end."),
             "spinning_ns": ("ns", "On a CPU, between end and release."),
             "migrations": ("count", "Times that it came to another CPU."),
             "involuntary": ("count", "Times that its CPU was taken away."),
@@ -394,6 +416,13 @@ COLUMNS["empty_walls"] = (
     "Like op_walls, of an empty node that threads passed a barrier after (older engines).",
     COLUMNS["op_walls"][1],
 )
+# Tables whose columns are named by what was asked for: unit and meaning of each.
+NAMED_BY_USER = {"counters": ("number", "Events; of task-clock ns. NaN not known.")}
+
+
+def described(table: str, column: str) -> tuple[str, str]:
+    """Unit and meaning of a column."""
+    return COLUMNS[table][1].get(column) or NAMED_BY_USER[table]
 
 
 _HEAD = """# Tables
@@ -411,5 +440,7 @@ def as_markdown() -> str:
     parts = [_HEAD]
     for table, (row, columns) in COLUMNS.items():
         parts.append(f"\n## {table}\n\n{row}\n\n| column | unit | meaning |\n|---|---|---|\n")
+        if table in NAMED_BY_USER:
+            columns = {"NAME": NAMED_BY_USER[table]}
         parts += [f"| `{name}` | {unit} | {text} |\n" for name, (unit, text) in columns.items()]
     return "".join(parts)

@@ -5,10 +5,13 @@ Must not import the analyses or above.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import pandas as pd
 
 from profinfer.model.calls import Spans
 from profinfer.model.definitions import Definitions
+from profinfer.model.edges import SPANS, Edges
 from profinfer.model.nodes import NodeTables
 from profinfer.model.operators import Operators
 from profinfer.model.visits import Visits
@@ -36,6 +39,17 @@ def label(key: str) -> str:
     what, _, kind = key.partition("_")
     endings = {"lost": f"{kind} records lost", "missing": f"{kind} records not in the file"}
     return endings.get(what, key.replace("_", " "))
+
+
+def beyond_the_ends(
+    losses: Mapping[str, int], edges: Edges, graphs: pd.DataFrame
+) -> dict[str, int]:
+    """Losses of an excerpt, without what was under way when it began or ended."""
+    explained = {f"{how}_{kind}" for how in ("unmatched", "cut") for kind in SPANS}
+    out = {k: n for k, n in losses.items() if k not in explained}
+    out |= {f"unmatched_{kind}": n for kind, n in edges.middle.items()}
+    incomplete = ~graphs["complete"] & ~graphs["cut"]
+    return out | {"orphan_ops": edges.orphans, "incomplete_graphs": int(incomplete.sum())}
 
 
 def _counter(reader: TraceReader, slot: int) -> int:

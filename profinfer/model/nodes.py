@@ -1,12 +1,11 @@
 """Layer 5: graph definitions become the nodes and edges tables.
 
-Owns names, shapes, weights, layers and roles of nodes. Works on distinct tensors and gathers, so
+Owns names, shapes and weights of nodes. Works on distinct tensors and gathers, so
 that a thousand definitions cost no more strings than one. Must not import the analyses or above.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,16 +18,14 @@ from profinfer.engine.catalog import operators
 from profinfer.engine.roles import RoleRules
 from profinfer.model import tensors
 from profinfer.model.definitions import MISSING, NONE, Definitions
+from profinfer.model.noderoles import Placed, roles_and_layers
 from profinfer.model.opmarks import NodeIndex
+from profinfer.model.texts import Texts, coded
 from profinfer.tracefile.metadata import Engine, Layout
 
 I32 = npt.NDArray[np.int32]
 
 UNREAD = "?"
-# Names that ggml makes up, with what views add to them: they say nothing of the layer.
-MADE_UP = re.compile(r"^(?:|node_\d+|leaf_\d+)(?: \(.*\))*$")
-# An unnamed node is placed by what it reads: attention reads cache_k_l3.
-_SOURCES = 3
 
 
 @dataclass(frozen=True)
@@ -48,24 +45,6 @@ class NodeTables:
     unknown_ops: int
 
 
-class _Texts:
-    """Strings of the distinct tensors, and categoricals gathered from them."""
-
-    def __init__(self, values: list[str]) -> None:
-        self.values = [*values, ""]  # the last one serves -1: nothing there
-        self.categories, self.codes = _codes(self.values)
-
-    def take(self, content: I32) -> pd.Categorical[Any]:
-        """Categorical of the strings of these content ids; -1 gives the empty string."""
-        return pd.Categorical.from_codes(self.codes[content], categories=pd.Index(self.categories))
-
-
-def _codes(values: list[str]) -> tuple[list[str], I32]:
-    found: dict[str, int] = {}
-    codes = np.fromiter((found.setdefault(v, len(found)) for v in values), np.int32, len(values))
-    return list(found), codes
-
-
 def build(definitions: Definitions, engine: Engine, roles: RoleRules) -> NodeTables:
     """The nodes and edges tables of all distinct definitions."""
     contents = definitions.contents
@@ -79,12 +58,12 @@ def build(definitions: Definitions, engine: Engine, roles: RoleRules) -> NodeTab
         t.name if 0 <= k < len(engine.types) and (t := engine.types[k]) else f"type#{k}"
         for k in fields.type.tolist()
     ]
-    names = _Texts([tensors.text(n) for n in fields.name.tolist()])
-    shapes = _Texts([tensors.shape_text(ne) for ne in fields.ne.tolist()])
-    kinds = _Texts(types)
-    params = _Texts(_params(op_names, fields.param.tolist(), engine))
-    ops = _Texts(op_names)
-    ops.categories, ops.codes = _codes([*op_names, UNREAD])
+    names = Texts([tensors.text(n) for n in fields.name.tolist()])
+    shapes = Texts([tensors.shape_text(ne) for ne in fields.ne.tolist()])
+    kinds = Texts(types)
+    params = Texts(_params(op_names, fields.param.tolist(), engine))
+    ops = Texts(op_names)
+    ops.categories, ops.codes = coded([*op_names, UNREAD])
 
     items = definitions.items
     count = np.array([len(d.node) for d in items], np.int64)
@@ -103,7 +82,10 @@ def build(definitions: Definitions, engine: Engine, roles: RoleRules) -> NodeTab
     empty = (empty_op | skipped)[node] & (node >= 0)
     def_id = np.repeat(np.arange(len(items), dtype=np.int32), count)
     idx = (np.arange(len(node)) - np.repeat(np.cumsum(count) - count, count)).astype(np.int32)
-    role, layer, inferred = _roles(node, weight, src, names, ops, roles, idx == 0)
+    src_idx = _join([d.src_idx for d in items], np.int32, width)
+    role, layer, inferred = roles_and_layers(
+        Placed(node, weight, src, src_idx, idx), names, ops, roles
+    )
     table: dict[str, Any] = {
         "node_id": np.arange(len(node), dtype=np.int32),
         "def_id": def_id,
@@ -143,7 +125,7 @@ def build(definitions: Definitions, engine: Engine, roles: RoleRules) -> NodeTab
         address=_join([d.address for d in items], np.uint64),
     )
     unknown = sum(1 for n in np.asarray(op_names)[node[node >= 0]] if n.startswith("op#"))
-    edges = _edges(definitions, def_id, idx, src, src_weight, names)
+    edges = _edges(def_id, idx, src, src_idx, src_weight, names)
     return NodeTables(nodes, edges, index, unknown)
 
 
@@ -166,68 +148,17 @@ def _params(op_names: list[str], first: list[int], engine: Engine) -> list[str]:
     return out
 
 
-def _roles(
-    node: I32,
-    weight: I32,
-    src: I32,
-    names: _Texts,
-    ops: _Texts,
-    rules: RoleRules,
-    first: npt.NDArray[np.bool_],
-) -> tuple[pd.Categorical[Any], npt.NDArray[np.int32], npt.NDArray[np.bool_]]:
-    """Role, layer and "the layer was told by a neighbour" of each node."""
-    auto = np.array([MADE_UP.match(n) is not None for n in names.values])
-    unnamed = auto[node] & (weight < 0)
-    columns = [weight]
-    # Only an unnamed node is asked for its sources.
-    columns += [
-        np.where(unnamed & (src[:, slot] >= 0), src[:, slot], NONE)
-        for slot in range(min(_SOURCES, src.shape[1]))
-    ]
-    code = distinct(node, columns, len(names.values))
-    rows = np.unique(code, return_index=True)[1]
-    role_of: list[str] = []
-    layer_of = np.full(len(rows), NONE, np.int32)
-    own = np.zeros(len(rows), bool)
-    for i, row in enumerate(rows.tolist()):
-        op = ops.categories[ops.codes[node[row]]]
-        name, weight_name = names.values[node[row]], names.values[weight[row]]
-        role_of.append(rules.role(op, name, weight_name))
-        own[i] = rules.layer(name, weight_name) is not None
-        layer = rules.layer(name, weight_name, *(names.values[c[row]] for c in columns[1:]))
-        layer_of[i] = NONE if layer is None else layer
-    layers = layer_of[code]
-    wants = unnamed & (layers < 0)
-    # What neither it nor its sources tell is taken from the node before, within a definition.
-    source = np.where(wants & ~first, 0, np.arange(len(node)))
-    np.maximum.accumulate(source, out=source)
-    carried = layers[source]
-    categories, codes = _codes(role_of)
-    role = pd.Categorical.from_codes(codes[code], categories=pd.Index(categories))
-    return role, carried, unnamed & ~own[code] & (carried >= 0)
-
-
-def distinct(first: I32, others: Sequence[I32], values: int) -> npt.NDArray[np.int64]:
-    """Number of the distinct combination of content ids (-2 to ``values``) in each row."""
-    code = np.unique(first, return_inverse=True)[1].astype(np.int64)
-    for column in others:
-        code = code * (values + 3) + column + 2
-        code = np.unique(code, return_inverse=True)[1]  # stays small, whatever the columns
-    return code
-
-
 def _edges(
-    definitions: Definitions,
     def_id: I32,
     idx: I32,
     src: I32,
+    src_idx: I32,
     src_weight: I32,
-    names: _Texts,
+    names: Texts,
 ) -> pd.DataFrame:
     """One row per source."""
     row, slot = np.nonzero(src != NONE)
     content = src[row, slot]
-    src_idx = _join([d.src_idx for d in definitions.items], np.int32, src.shape[1])
     known = np.where(content == MISSING, NONE, content).astype(np.int32)
     return pd.DataFrame(
         {

@@ -33,6 +33,7 @@ class OpSched:
         behind_other: of that, after another process was.
         blocked: asleep.
         compute_running: on a CPU, from begin to end.
+        compute_runnable: waiting for a CPU, from begin to end.
         spinning: on a CPU in the barrier, from end to release.
         migrations: times it went on on another CPU.
         involuntary: times it lost its CPU although it wanted to go on.
@@ -44,6 +45,7 @@ class OpSched:
     behind_other: I64
     blocked: I64
     compute_running: I64
+    compute_runnable: I64
     spinning: I64
     migrations: I64
     involuntary: I64
@@ -116,6 +118,9 @@ def per_operator(rows: Rows, schedule: Schedule) -> OpSched:
         ):
             clock = Clock(since, until, chosen)
             into[which] = clock.read(at_release, release) - clock.read(at_begin, begin)
+            if into is out.runnable:
+                waited = clock.read(at_end, end) - clock.read(at_begin, begin)
+                out.compute_runnable[which] = waited
         for flag, into in (
             (schedule.moved[part], out.migrations),
             (switched_off[part], out.involuntary),

@@ -94,9 +94,7 @@ def _lost(trace: Trace) -> Check:
 
 
 def _counted(trace: Trace, name: str, good: str, bad: dict[str, str], severity: str) -> Check:
-    # Of an excerpt, records of graphs that began before it are no fault.
-    losses = trace.losses | ({"orphan_ops": trace.excerpt_edges.orphans} if trace.excerpt else {})
-    found = [f"{losses[k]:,} {what}" for k, what in bad.items() if losses[k]]
+    found = [f"{trace.missing[k]:,} {what}" for k, what in bad.items() if k in trace.missing]
     return Check(name, not found, ", ".join(found) if found else good, severity)
 
 

@@ -37,7 +37,7 @@ from profinfer.model.edges import Edges
 from profinfer.model.edges import find as find_edges
 from profinfer.model.life import Life
 from profinfer.model.life import life as find_life
-from profinfer.model.losses import operators_lost, tally
+from profinfer.model.losses import beyond_the_ends, operators_lost, tally
 from profinfer.model.nodes import NodeTables
 from profinfer.model.nodes import build as build_nodes
 from profinfer.model.operands import Operands
@@ -55,6 +55,7 @@ from profinfer.model.selection import Selection
 from profinfer.model.sums import NodeSums, per_node
 from profinfer.model.threadtable import threads_table
 from profinfer.model.tokens import counted
+from profinfer.model.tokentable import tokens_table
 from profinfer.model.visits import Events, GraphSpans, Visits
 from profinfer.model.visits import split as split_visits
 from profinfer.model.wanted import Narrowed, wanted_nodes
@@ -66,6 +67,7 @@ from profinfer.tracefile.schema import CNT_OP_PASSED, ChunkKind, Kind
 TABLES = (
     "calls",
     "sequences",
+    "tokens",
     "samples",
     "requests",
     "splits",
@@ -73,6 +75,7 @@ TABLES = (
     "nodes",
     "edges",
     "ops",
+    "counters",
     "op_walls",
     "empty_ops",
     "empty_walls",
@@ -128,8 +131,9 @@ class Trace:
 
     @property
     def tables(self) -> dict[str, pd.DataFrame]:
-        """Every table by name; builds those that are not built yet."""
-        return {name: getattr(self, name) for name in TABLES}
+        """Every table by name, ``counters`` if any; builds those that are not built yet."""
+        counted = bool(self.meta.plan.counters)
+        return {name: getattr(self, name) for name in TABLES if counted or name != "counters"}
 
     @property
     def calls(self) -> pd.DataFrame:
@@ -140,6 +144,11 @@ class Trace:
     def sequences(self) -> pd.DataFrame:
         """One row per call and sequence of its batch: whose tokens they are."""
         return self._spans.sequences
+
+    @cached_property
+    def tokens(self) -> pd.DataFrame:
+        """One row per token of a call: its sequence and position, and how long it took."""
+        return tokens_table(self.calls, self.sequences)
 
     @property
     def samples(self) -> pd.DataFrame:
@@ -374,6 +383,14 @@ class Trace:
         """What is missing or could not be understood, by kind; all zero for a sound trace."""
         return tally(self.reader, self._spans, self._definitions, self._nodes, self._operators,
                      self._visits, self.graphs, self.routing.lost_rows)  # fmt: skip
+
+    @cached_property
+    def missing(self) -> dict[str, int]:
+        """``losses`` that are not zero, without what the two ends of an excerpt explain."""
+        found = self.losses
+        if self.excerpt:
+            found = beyond_the_ends(found, self.excerpt_edges, self.graphs)
+        return {name: n for name, n in found.items() if n}
 
     @property
     def problems(self) -> list[str]:

@@ -27,7 +27,8 @@ class Recording:
         realtime_ns: wall clock, ns since 1970; None if unknown.
         boottime_ns: CLOCK_BOOTTIME at that moment; None if unknown.
         facts: what to show of the recording: engine, version, ...
-        losses: counter name -> how many, only those that are not zero.
+        losses: counter name -> how many, only those that are not zero; not what the two ends of
+            an excerpt explain.
     """
 
     pid: int
@@ -74,7 +75,7 @@ def about(trace: Trace, selection: Selection | None) -> Recording:
         realtime_ns=meta.clock.realtime_ns,
         boottime_ns=meta.clock.boottime_ns,
         facts={key: fact for key, fact in facts.items() if fact is not None and fact != ""},
-        losses={name: n for name, n in trace.losses.items() if n},
+        losses=trace.missing,
     )
 
 

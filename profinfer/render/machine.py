@@ -22,8 +22,8 @@ from profinfer.analysis.finding import Finding
 from profinfer.analysis.result import Result
 
 SCHEMA = "profinfer.report/1"
-# Grows when keys are added: 1: minor, findings.
-MINOR = 1
+# Grows when keys are added: 1: minor, findings; 2: phase of results, traces.
+MINOR = 2
 
 
 def plain(value: Any) -> Any:
@@ -51,6 +51,7 @@ def as_object(result: Result) -> dict[str, Any]:
         "name": result.name,
         "title": result.title,
         "scope": result.scope,
+        "phase": result.phase,
         "columns": [
             {"name": c.name, "title": c.title, "unit": c.unit, "description": c.description}
             for c in result.columns
@@ -94,14 +95,16 @@ def to_json(
     trace: dict[str, Any],
     selection: dict[str, Any],
     findings: Sequence[Finding] | None = None,
+    others: Sequence[dict[str, Any]] = (),
 ) -> str:
     """All Results as one JSON document.
 
     Args:
         results: in the order of the report.
-        trace: what the trace says of itself.
+        trace: what the trace says of itself; of several the first one.
         selection: what the user asked for.
         findings: ranked; None where the document is about something else.
+        others: further traces.
     """
     head: dict[str, Any] = {
         "schema": SCHEMA,
@@ -109,6 +112,8 @@ def to_json(
         "trace": trace,
         "selection": selection,
     }
+    if others:
+        head["traces"] = [trace, *others]
     if findings is not None:
         head["findings"] = [finding_object(found) for found in findings]
     return to_document(head, results)

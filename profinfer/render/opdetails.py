@@ -38,7 +38,7 @@ def of_experts(table: pd.DataFrame, nodes: pd.DataFrame) -> pd.DataFrame:
     one = table[~several].sort_values([*keys, "slot"])
     texts = [one.assign(text=one["expert"].astype(str))[[*keys, "text"]]]
     counts = table[several].groupby([*keys, "expert"]).size().rename("n").reset_index()
-    times = counts["n"].map(lambda n: f" x{n}" if n > 1 else "")
+    times = (" x" + counts["n"].astype(str)).where(counts["n"] > 1, "")
     texts.append(counts.assign(text=counts["expert"].astype(str) + times)[[*keys, "text"]])
     joined = pd.concat(texts).groupby(keys, sort=True)["text"].agg(", ".join).reset_index()
     using = nodes.loc[nodes["op"] == _WITH_EXPERTS, ["node_id", "def_id", "layer"]]

@@ -10,7 +10,7 @@ from pathlib import Path
 import pandas as pd
 
 from profinfer.errors import EnvironmentProblem
-from profinfer.model.columns import COLUMNS
+from profinfer.model.columns import COLUMNS, described
 
 SCHEMA = "profinfer.tables/1"
 
@@ -44,11 +44,11 @@ def write(name: str, table: pd.DataFrame, path: Path) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    row, columns = COLUMNS[name]
+    row, _ = COLUMNS[name]
     made = pa.Table.from_pandas(table, preserve_index=False)
     fields = []
     for field in made.schema:
-        unit, meaning = columns.get(field.name, ("", ""))
+        unit, meaning = described(name, field.name)
         fields.append(field.with_metadata({"unit": unit, "description": meaning}))
     about = {"profinfer.schema": SCHEMA, "profinfer.table": name, "description": row}
     schema = pa.schema(fields, {**(made.schema.metadata or {}), **about})

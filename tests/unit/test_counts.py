@@ -6,10 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow.parquet as pq
 import pytest
 from builders import Counting, TraceBuilder, sample_run
 
 from profinfer.analysis.counters import counters
+from profinfer.cli import run as run_cli
+from profinfer.cli.export import command
 from profinfer.model.trace import Trace
 from profinfer.render.opnames import OpNames
 from profinfer.render.timeline import Timeline
@@ -138,3 +141,14 @@ def test_slices_of_a_timeline_say_what_they_counted(tmp_path: Path) -> None:
     args = names.describe(node, 1).args
     assert args["mean cycles"] == round(of_node["cycles"] / runs)
     assert args["mean instructions"] == round(of_node["instructions"] / runs)
+
+
+def test_counters_are_among_the_tables_as_files(tmp_path: Path) -> None:
+    trace = recorded(tmp_path, steady(3, 6), CORES)
+    for form, read in (("csv", pd.read_csv), ("parquet", pd.read_parquet)):
+        assert run_cli(command, [str(trace.path), f"--{form}", str(tmp_path / form)]) == 0
+        found = read(tmp_path / form / f"counters.{form}")
+        pd.testing.assert_frame_equal(found, trace.counters, check_dtype=False)
+        assert len(found) == len(trace.ops)
+    field = pq.read_schema(tmp_path / "parquet" / "counters.parquet").field("cycles")
+    assert field.metadata[b"unit"] == b"number" and field.metadata[b"description"]

@@ -91,12 +91,14 @@ def test_wherever_it_begins_nothing_is_wrong(tmp_path: Path, since: int, armed: 
     trace = played(Window(since, armed=armed)).finish(tmp_path / "t.pf")
     assert trace.excerpt
     assert [c.text for c in faults(trace)] == []
+    assert trace.missing == {}
 
 
 @pytest.mark.parametrize("until", moments(3))
 def test_wherever_it_ends_nothing_is_wrong(tmp_path: Path, until: int) -> None:
     trace = played(Window(0, until)).finish(tmp_path / "t.pf")
     assert [c.text for c in faults(trace)] == []
+    assert trace.missing == {}
 
 
 @pytest.mark.parametrize("since", moments(19))
@@ -105,6 +107,7 @@ def test_with_both_ends(tmp_path: Path, since: int) -> None:
         if until > since + 1:
             trace = played(Window(since, until)).finish(tmp_path / "t.pf")
             assert [c.text for c in faults(trace)] == []
+            assert trace.missing == {}
 
 
 def middle() -> list[tuple[int, Kind]]:
@@ -132,9 +135,11 @@ def test_one_record_missing_in_the_middle_is_reported(
     found = {c.name: c.text for c in faults(trace)}
     what = WHAT[kind.name.split("_")[0]]
     assert f"1 {what} without their begin or end, not at an edge of the excerpt" in found["pairs"]
+    assert trace.missing[f"unmatched_{what}"] == 1
     if kind == Kind.GRAPH_BEGIN:
         assert "operator records without a graph" in found["definitions"]
         said = int(found["definitions"].split()[0].replace(",", ""))
+        assert said == trace.missing["orphan_ops"]
         assert said < trace.losses["orphan_ops"]  # those of the prompt's graph are forgiven
     shown = " ".join(n.text for n in overview.self_check(trace).notes)
     assert found["pairs"] in shown

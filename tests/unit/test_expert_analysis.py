@@ -165,6 +165,19 @@ def test_faults_belong_to_experts_and_make_their_pass_slow(tmp_path: Path) -> No
     assert (tokens["loaded"] == tokens["fresh"] * 2 * 1280).all()
 
 
+def test_more_time_in_faults_than_in_the_call_is_explained(tmp_path: Path) -> None:
+    made = MoeRun(layers=2, experts=8, used=2)
+    for _ in range(3):
+        made.decode([[[0, 1]], [[2, 3]]])
+    calm = Trace.open(made.builder.write(tmp_path / "calm.pf"))
+    op = made.graphs[1].ops[4]
+    made.builder.fault(77, op.begin_ns + 10, made.address(0, 0, 0), ns=9_000_000, major=True)
+    held = Trace.open(made.builder.write(tmp_path / "held.pf"))
+    for trace, said in ((calm, False), (held, True)):
+        told = [n.text for n in experts.by_token(trace, trace.select(), None).notes]
+        assert any("summed over threads" in text for text in told) == said
+
+
 def test_what_is_worth_a_line(tmp_path: Path) -> None:
     slow = skewed(tmp_path, slow_ns=400_000, calls=120)
     found = {f.name: f.text for f in expertfindings.findings(slow, slow.select())}

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from builders import TraceBuilder, sample_run
+from kvruns import kv_run
 
 from profinfer.analysis.opgraph import OpGraph, definitions, op_graph
 from profinfer.cli import group, run
@@ -19,6 +20,7 @@ from profinfer.render import dotstyle, svg
 from profinfer.render.dot import to_dot
 from profinfer.render.dottext import Look
 
+Capture = pytest.CaptureFixture[str]
 NODE = re.compile(r"^ +(n\d+) \[label", re.MULTILINE)
 EDGE = re.compile(r"^ +n(\d+) -> n(\d+) ", re.MULTILINE)
 
@@ -59,6 +61,37 @@ def test_json(trace: Path, drawn: OpGraph, capsys: pytest.CaptureFixture[str]) -
     assert row["nodes"] == len(drawn)
     assert row["operators"] == int(drawn.works.sum())
     assert row["critical_ns"] == pytest.approx(drawn.paths.length)
+
+
+def test_the_scope_is_what_the_numbers_are_of(tmp_path: Path, capsys: Capture) -> None:
+    made = kv_run(90, {})  # the cache gets longer: three graphs
+    trace = made.write(tmp_path / "kv.pf")
+    assert graph(trace) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    opened = Trace.open(trace)
+    chosen = opened.select(phase="decode")
+    runs = definitions(opened, chosen)["graphs"]
+    assert len(runs) == 3 and f"means over {runs[0]} executions of graph" in said
+    assert f"(decode: {chosen.n_graphs} graphs)" in said
+
+
+def test_a_graph_without_operators_has_no_times(tmp_path: Path, capsys: Capture) -> None:
+    plan = {"level": "graph", "ops": {"mode": "none"}}
+    trace = sample_run(layers=4, plan=plan).builder.write(tmp_path / "g.pf")
+    assert graph(trace, "--format", "json") == 0
+    tables = {t["name"]: t for t in json.loads(capsys.readouterr().out)["results"]}
+    assert tables["graph"]["rows"][0]["fused"] is None
+    for name in ("graph_layers", "graph_pattern", "graph_nodes"):
+        for row in tables[name]["rows"]:
+            times = {k: v for k, v in row.items() if k.endswith("_ns") or k in ("share", "on_path")}
+            assert set(times.values()) == {None}, (name, times)
+    assert graph(trace, "--dot") == 0
+    assert "critical path" not in capsys.readouterr().out
+
+
+def test_two_parts_at_once(trace: Path, capsys: Capture) -> None:
+    assert graph(trace, "--layer", "2:5", "--nodes", "3:100") == 2
+    assert "--nodes and --layer" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("args", [["--nodes", "3:9"], ["--layer", "4"], ["--token", "2"],

@@ -104,6 +104,13 @@ def test_planted_outliers_have_their_reason(run: Trace) -> None:
     assert frame["excess_ns"].to_numpy() == pytest.approx(DISTURBED, rel=0.1)
 
 
+def test_a_thread_that_sleeps_for_a_disk_has_lost_no_cpu(tmp_path: Path) -> None:
+    trace = Trace.open(kv_run(60, {20: "disk"}).write(tmp_path / "disk.pf"))
+    frame = outliers.outliers(trace, trace.select(phase="decode")).frame
+    row = frame[frame["position"] == PROMPT + 20].iloc[0]
+    assert row["reason"] == "page faults held a thread up for 300 µs: 1 major"
+
+
 def test_a_calm_run_has_no_outliers(tmp_path: Path) -> None:
     trace = Trace.open(kv_run(24, {}).write(tmp_path / "calm.pf"))
     result = outliers.outliers(trace, trace.select(phase="decode"))

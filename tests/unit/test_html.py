@@ -257,6 +257,16 @@ def test_plots_are_svg_files(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     ("axis", "values", "unit", "labels"),
     [
         (Axis("t", "ns"), [0, 7_300_000], "ms", ["0", "2", "4", "6", "8"]),
+        (Axis("t", "ns"), [0, 9_100_000], "ms", ["0.0", "2.5", "5.0", "7.5", "10.0"]),
+        (Axis("t", "ns"), [0, 910_000], "µs", ["0", "250", "500", "750", "1,000"]),
+        (Axis("r", "ratio"), [0, 0.009], "%", ["0.00", "0.25", "0.50", "0.75", "1.00"]),
+        (Axis("n", tight=True, zero=False), [0, 45_000], "", ["0", "20k", "40k"]),
+        (
+            Axis("n", tight=True, zero=False),
+            [100_000, 110_000],
+            "",
+            ["100,000", "102,500", "105,000", "107,500", "110,000"],
+        ),
         (Axis("t", "ns", log=True), [2e4, 2e6], "µs", ["100", "1,000"]),
         (Axis("n", "count", log=True), [2e5, 3e7], "", ["1M", "10M"]),
         (Axis("b", "bytes"), [0, 3 << 20], "MiB", ["0", "1", "2", "3"]),
@@ -268,6 +278,12 @@ def test_ticks_are_round(axis: Axis, values: list[float], unit: str, labels: lis
     assert shown.unit == unit
     told = [text for _, text in shown.ticks(4)]
     assert [t for t in told if t in labels] == labels
+    # What is written is where it is written.
+    if not axis.log and not shown.short:
+        ticks = shown.ticks(4)
+        assert [float(t.replace(",", "")) * shown.factor for _, t in ticks] == pytest.approx(
+            [v for v, _ in ticks]
+        )
 
 
 def test_values_beyond_the_axis_lie_on_its_edge() -> None:

@@ -12,6 +12,7 @@ import pytest
 
 from profinfer.analysis.explanations import EXPLANATIONS
 from profinfer.analysis.result import Unit
+from profinfer.cli import group
 from profinfer.cli import run as run_cli
 from profinfer.cli.report import command
 from profinfer.render.machine import MINOR, SCHEMA
@@ -64,6 +65,38 @@ def test_reports_keep_to_it(
         names = {c["name"] for c in result["columns"]}
         assert all(set(row) == names for row in result["rows"]), result["name"]
         assert set(result["total"] or ()) <= names
+
+
+OTHERS = [
+    ["graph", "generation"],
+    ["graph", "generation", "--nodes", "0:9"],
+    ["graph", "generation", "pair"],
+    ["scaling", "generation", "disturbed"],
+    ["scaling", "generation", "--phase", "prefill"],
+]
+
+
+@pytest.mark.parametrize("args", OTHERS, ids=" ".join)
+def test_other_documents_keep_to_it(args: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    paths = {p.stem: str(p) for p in GOLDEN.glob("*.pf")}
+    assert run_cli(group, [*(paths.get(arg, arg) for arg in args), "--format", "json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    jsonschema.Draft202012Validator(schema()).validate(told)
+    given = [paths[arg] for arg in args if arg in paths]
+    assert told["trace"]["path"] == given[0]
+    assert [t["path"] for t in told.get("traces", [told["trace"]])] == given
+    assert {r["phase"] for r in told["results"]} <= {"decode", "prefill"}
+
+
+def test_results_of_phases_are_told_apart(capsys: pytest.CaptureFixture[str]) -> None:
+    told = report("generation", [], capsys)["results"]
+    keys = [(r["name"], r["phase"]) for r in told]
+    assert len(set(keys)) == len(keys)
+    assert [phase for name, phase in keys if name == "ledger"] == ["decode", "prefill"]
+    for args in (["--counters"], ["--roofline"], ["--by", "backend"], ["--by", "token"]):
+        for result in report("counted", args, capsys)["results"]:
+            scope = result["scope"].split(":")[0]
+            assert result["phase"] == (scope if scope in ("decode", "prefill") else None), args
 
 
 def test_a_report_that_breaks_it_is_caught(capsys: pytest.CaptureFixture[str]) -> None:

@@ -151,3 +151,24 @@ def test_names_are_printable() -> None:
     assert tensors.text(b"\x1b[31m\xff") == "\\x1b[31m\\\\xff"
     assert tensors.shape_text((576, 1, 1, 1)) == "576"
     assert tensors.shape_text((1, 1, 2, 1)) == "1x1x2"
+
+
+def test_rows_picked_from_the_layer_before_belong_to_their_reader(tmp_path: Path) -> None:
+    ids = Node("out_ids", "NONE", "i32", (1,), flags=1)
+    x = Node("inp", "NONE", "f32", (64, 4), flags=1)
+    below = Node("l_out-28", "ADD", "f32", (64, 4), (x, x))
+    attention = Node("attn_out-29", "SCALE", "f32", (64, 4), (below,))
+    both = [Node(f"node_{i}", "GET_ROWS", "f32", (64, 1), (of, ids))
+            for i, of in ((3, attention), (4, below))]  # fmt: skip
+    unread = Node("node_5", "GET_ROWS", "f32", (64, 1), (below, ids))
+    other = Node("node_6", "SCALE", "f32", (64, 4), (below,))
+    added = Node("ffn_inp-29", "ADD", "f32", (64, 1), tuple(both))
+    builder = TraceBuilder()
+    nodes = [below, attention, *both, unread, other, added]
+    builder.run_graph(Graph(nodes, [ids, x], 0x6000), begin=1000)
+    table = opened(builder, tmp_path).nodes.set_index("name")
+    assert table["layer"].to_dict() == {
+        "l_out-28": 28, "attn_out-29": 29, "node_3": 29, "node_4": 29, "node_5": 28, "node_6": 28,
+        "ffn_inp-29": 29,
+    }  # fmt: skip
+    assert table["layer_inferred"].tolist() == [False, False, True, True, True, True, False]

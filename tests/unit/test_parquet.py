@@ -13,7 +13,7 @@ from builders import sample_trace
 from profinfer.cli import run as run_cli
 from profinfer.cli.export import command
 from profinfer.model.columns import COLUMNS
-from profinfer.model.trace import TABLES, Trace
+from profinfer.model.trace import Trace
 
 
 @pytest.fixture
@@ -24,8 +24,8 @@ def trace(tmp_path: Path) -> Trace:
 def test_every_table_with_its_units(trace: Trace, tmp_path: Path) -> None:
     folder = tmp_path / "tables"
     assert run_cli(command, [str(trace.path), "--parquet", str(folder)]) == 0
-    assert {p.stem for p in folder.glob("*.parquet")} == set(TABLES)
-    for name in TABLES:
+    assert {p.stem for p in folder.glob("*.parquet")} == set(trace.tables)
+    for name in trace.tables:
         schema = pq.read_schema(folder / f"{name}.parquet")
         row, columns = COLUMNS[name]
         assert schema.metadata[b"profinfer.schema"] == b"profinfer.tables/1"

@@ -151,6 +151,15 @@ def test_experts_are_told_of_every_product_of_their_layer() -> None:
     ]  # fmt: skip
 
 
+def test_experts_of_a_run_without_single_tokens() -> None:
+    nodes = pd.DataFrame({"node_id": [0], "def_id": [0], "layer": [0], "op": ["MUL_MAT_ID"]})
+    several = [(8, 0, row, 0, expert) for row, expert in enumerate([5, 5, 1])]
+    table = pd.DataFrame(several, columns=["graph_id", "node_id", "row", "slot", "expert"])
+    assert opdetails.of_experts(table, nodes)["experts"].tolist() == ["1, 5 x2"]
+    one = opdetails.of_experts(table[:1], nodes)
+    assert one["experts"].tolist() == ["5"]
+
+
 def test_flows_lead_from_the_slowest_thread_to_every_reader(run: Timeline) -> None:
     # Node 4 reads 0 and 2; node 6, which node 5 runs fused with, reads what 5 reads: 4.
     producers = {4: (0, 2), 5: (4,), 6: (5,), 8: (6,)}
@@ -282,6 +291,35 @@ class Sink:
 
 def size_of(timeline: Timeline) -> int:
     return write(timeline, cast(BinaryIO, Sink())).bytes
+
+
+def test_a_limit_is_made_use_of() -> None:
+    run = synthetic(tokens=30, n_nodes=40)
+    dear = np.arange(10, 14)  # neither first nor last: the mean says nothing of those
+
+    def size(part: Timeline) -> int:
+        costs = np.where(np.isin(part.ops["graph_id"], dear), 500, 10)
+        return 10_000 + int(costs.sum())
+
+    limit = 10_000 + 10 * len(run.ops) // 2
+    fitted = narrowing.fit(run, limit, size)
+    assert 0.85 * limit <= size(fitted.timeline) <= limit
+    assert not set(dear) & set(fitted.timeline.ops["graph_id"])
+    # And where the first ones are dear, they do not go beyond it.
+    dear = np.arange(4)
+    limit = 10_000 + 500 * int(np.isin(run.ops["graph_id"], dear).sum())
+    fitted = narrowing.fit(run, limit, size)
+    assert size(fitted.timeline) <= limit and len(fitted.timeline.ops)
+
+
+def test_a_limit_that_all_fits_leaves_nothing_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(narrowing, "_SAMPLE", 10)
+    run = synthetic(tokens=30, n_nodes=40)
+
+    def size(part: Timeline) -> int:  # the first operators look far dearer than they are
+        return 1_000 + 100 * min(len(part.ops), 10) + 10 * len(part.ops)
+
+    assert narrowing.fit(run, size(run), size).left_out is None
 
 
 def test_a_timeline_is_made_to_fit() -> None:

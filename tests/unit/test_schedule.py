@@ -135,10 +135,13 @@ def test_operators_are_joined(tmp_path: Path) -> None:
     )  # fmt: skip
     assert (first["migrations"], first["involuntary"]) == (1, 2)
     assert first["compute_running_ns"] == 3_000 - 1_300
+    assert first["compute_runnable_ns"] == 1_300
     inside = mine["release_ns"][1] - sleep
     assert second["blocked_ns"] + third["blocked_ns"] == 300
     assert second["blocked_ns"] == min(300, inside)
     assert second["runnable_ns"] + third["runnable_ns"] == 200
+    asleep = second["end_ns"] - second["begin_ns"] - second["compute_running_ns"]
+    assert asleep == 200 and second["compute_runnable_ns"] == 0  # runnable after it had computed
     assert third["spinning_ns"] > 3_000  # it waited for the other thread and never left its CPU
     # The other thread was never switched: it ran all the time.
     other = both[both["tid"] == 77]

@@ -15,7 +15,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from profinfer.analysis import shapes
-from profinfer.model.nodes import MADE_UP
+from profinfer.model.noderoles import MADE_UP
 from profinfer.model.trace import Trace
 
 I64 = npt.NDArray[np.int64]

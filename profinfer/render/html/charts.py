@@ -28,7 +28,8 @@ class Axis:
         log: logarithmic.
         zero: begins at 0 (linear axes).
         tight: begins and ends with the values.
-        most: where it ends, None for the largest value. What lies above is drawn at the edge.
+        most: where it ends, None for the largest value. Points above are marks at the edge; a line
+            ends there, with a mark.
     """
 
     title: str

@@ -23,6 +23,8 @@ from profinfer.render.html.drawing import (
 from profinfer.render.html.scales import Scale, scale, titled
 from profinfer.render.html.svg import label, num, tag
 
+BEYOND = 4.0  # size of the mark where a line has left the chart, px
+
 
 def tips(plot: Plot) -> list[str]:
     """What the values say when they are pointed at, in the order of ``data-points``."""
@@ -82,10 +84,7 @@ def _series(series: Series, across: Scale, up: Scale) -> str:
     if series.kind == "band":
         return _band(series, across, up, colour)
     if series.kind == "line":
-        pairs = [(across(x), up(y)) for x, y in zip(series.x, series.y, strict=True)
-                 if math.isfinite(y)]  # fmt: skip
-        dashes = "5 4" if series.dashed else None
-        return tag("path", d=_path(pairs), class_=f"line {colour}", stroke_dasharray=dashes)
+        return _line(series, across, up, colour)
     inside, beyond = [], []
     for x, y in zip(series.x, series.y, strict=True):
         if not math.isfinite(y) or (up.log and y <= 0):
@@ -95,6 +94,39 @@ def _series(series: Series, across: Scale, up: Scale) -> str:
         else:
             inside.append(point(across(x), up(y), series.size, series.mark))
     return tag("path", d="".join(inside + beyond), class_=f"dot {colour}")
+
+
+def _line(series: Series, across: Scale, up: Scale, colour: str) -> str:
+    """A line that ends where it leaves the chart, with a mark above its highest value there."""
+    values = [(x, y) for x, y in zip(series.x, series.y, strict=True) if math.isfinite(y)]
+    pieces: list[list[tuple[float, float]]] = [[]]
+    beyond: list[list[tuple[float, float]]] = []
+    before: tuple[float, float] | None = None
+    for x, y in values:
+        outside = y > up.high
+        if before is not None and outside != (before[1] > up.high):
+            part = (up.high - before[1]) / (y - before[1])
+            edge = across(before[0]), across(x)
+            crossing = edge[0] + part * (edge[1] - edge[0]), up.stop
+            if outside:
+                pieces[-1].append(crossing)
+            else:
+                pieces.append([crossing])
+        if not outside:
+            pieces[-1].append((across(x), up(y)))
+        elif before is None or before[1] <= up.high:
+            beyond.append([(x, y)])
+        else:
+            beyond[-1].append((x, y))
+        before = x, y
+    dashes = "5 4" if series.dashed else None
+    drawn = "".join(_path(piece) for piece in pieces if piece)
+    out = tag("path", d=drawn, class_=f"line {colour}", stroke_dasharray=dashes)
+    marks = [max(run, key=lambda value: value[1])[0] for run in beyond]
+    if marks:
+        triangles = "".join(point(across(x), up.stop, BEYOND, "up") for x in marks)
+        out += tag("path", d=triangles, class_=f"dot {colour}")
+    return out
 
 
 def _band(series: Series, across: Scale, up: Scale, colour: str) -> str:

@@ -63,15 +63,12 @@ class Scale:
         step = _nice((self.high - self.low) / self.factor / max(room, 1))
         first = math.ceil(self.low / self.factor / step - 1e-9)
         last = math.floor(self.high / self.factor / step + 1e-9)
-        digits = max(0, -math.floor(math.log10(step) + 1e-9))
+        digits = _decimals(step)
+        short = self.short and all(_is_short(i * step) for i in range(first, last + 1))
         return [
-            (i * step * self.factor, self._label(i * step, digits)) for i in range(first, last + 1)
+            (i * step * self.factor, _label(i * step, digits, short))
+            for i in range(first, last + 1)
         ]
-
-    def _label(self, value: float, digits: int) -> str:
-        if self.short and abs(value) >= 10_000:
-            return _short(value)
-        return f"{value:,.{digits}f}"
 
     def _decades(self) -> list[tuple[float, str]]:
         first = math.floor(math.log10(self.low / self.factor) + 1e-9)
@@ -80,6 +77,15 @@ class Scale:
         found = [(m * 10.0**e) for e in range(first, last + 1) for m in steps]
         inside = [v for v in found if self.low * 0.999 <= v * self.factor <= self.high * 1.001]
         return [(v * self.factor, _plain(v)) for v in inside]
+
+
+def _label(value: float, digits: int, short: bool) -> str:
+    return _short(value) if short and abs(value) >= 10_000 else f"{value:,.{digits}f}"
+
+
+def _is_short(value: float) -> bool:
+    """Three digits say all of it."""
+    return value == 0 or math.isclose(float(f"{value:.2e}"), value)
 
 
 def _plain(value: float) -> str:
@@ -94,6 +100,12 @@ def _short(value: float) -> str:
     text = format_short_count(value)
     number, letter = text[:-1], text[-1]
     return number.rstrip("0").rstrip(".") + letter if "." in number else text
+
+
+def _decimals(step: float) -> int:
+    """Decimals that multiples of a step are told apart and exact with: 2.5 has one, 20 none."""
+    digits = max(0, -math.floor(math.log10(step) + 1e-9))
+    return digits if math.isclose(round(step, digits), step, rel_tol=1e-6) else digits + 1
 
 
 def _nice(step: float) -> float:

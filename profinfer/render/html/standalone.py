@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import re
 
-from profinfer.render.html.charts import Bars, Plot
+from profinfer.render.html.charts import Chart, Drawing
 from profinfer.render.html.page import drawn, stylesheet
 
-_FIXED = """
+# A drawing brings its own letters.
+_TEXT = """
 text { font: 11px "DejaVu Sans", "Noto Sans", Helvetica, Arial, sans-serif; fill: %(soft)s; }
+"""
+_FIXED = """
 text.title { fill: %(ink)s; } text.end { font-weight: 600; }
 .grid { stroke: %(faint)s; fill: none; } .axis { stroke: %(line)s; fill: none; }
 .guide { stroke: %(line)s; fill: none; stroke-dasharray: 3 3; }
@@ -21,16 +24,18 @@ text.title { fill: %(ink)s; } text.end { font-weight: 600; }
 """
 
 
-def standalone(chart: Plot | Bars) -> str:
+def standalone(chart: Chart) -> str:
     """The SVG file, in the colours of the light page."""
     colours = dict(re.findall(r"--([\w-]+): (#\w+);", stylesheet().split("}", 1)[0]))
     tones = {f"t{i}": colours[f"c{i}"] for i in range(8)}
     tones |= {"tmuted": colours["c-muted"], "taccent": colours["accent"]}
-    rules = [_FIXED % colours]
+    own = isinstance(chart, Drawing)
+    rules = ["" if own else _TEXT % colours, _FIXED % colours]
     for name, value in tones.items():
         rules.append(f".fill.{name}, .dot.{name}, .band.{name}, text.{name} {{ fill: {value}; }}")
         rules.append(f".line.{name} {{ stroke: {value}; }}")
-    svg = re.sub(r' (?:tabindex|data-[\w-]+)="[^"]*"', "", drawn(chart))
+    svg = chart.svg if isinstance(chart, Drawing) else drawn(chart)
+    svg = re.sub(r' (?:tabindex|data-[\w-]+)="[^"]*"', "", svg)
     at = svg.index(">") + 1
     style = "\n".join(rules)
     white = '<rect width="100%" height="100%" fill="#fff"/>'

@@ -112,6 +112,10 @@ def growth(steps: Steps) -> Plot | None:
     top = max(1.25 * float(np.quantile(s.y, 0.9)) for s in series)
     left = steps.roles - len(series)
     about = "Time per token in the operators of each role, median of 15 tokens."
+    above = [(s.label, max(s.y)) for s in series if max(s.y) > top]
+    if above:
+        names = ", ".join(f"{name} to {format_ns(highest)}" for name, highest in above)
+        about += f" Above the chart, where a triangle is: {names}."
     if left > 0:
         about += f" {format_things(left, 'faster role')} left out."
     return Plot(
