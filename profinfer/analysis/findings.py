@@ -31,7 +31,7 @@ COLUMNS = (
     Column("share", "share", "ratio", "Part of the operators' thread time that it is about."),
     Column("text", "what", "text", "What was found, with numbers."),
     Column("try", "try", "text", "One concrete thing to do about it."),
-    Column("prize_ns", "saves", "ns", "Saved at most in all; missing: cannot be told."),
+    Column("prize_ns", "saves", "ns", "Saved in all; missing: cannot be told."),
     Column("prize_per_token_ns", "a token", "ns", "The same a token; missing: paid once."),
     Column("prize_share", "share", "ratio", "The same, as a part of the time of its scope."),
     Column("scope", "scope", "text", "The part of the run that it is about."),

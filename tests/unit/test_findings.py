@@ -191,6 +191,19 @@ def test_a_quota(tmp_path: Path) -> None:
     assert said.tries == "-t 1, or raise cpu.max of /sys/fs/cgroup/x"
 
 
+def test_the_prize_of_a_quota_leaves_the_quota_out(tmp_path: Path) -> None:
+    """Both threads stand still for 3 of 4 ms: without the quota, two CPUs take a quarter."""
+    run = Run(limits=QUOTA | {"end": {"periods": 40, "throttled": 22, "throttled_ns": 1005 * MS}})
+    run.graphs(10)
+    for at in range(2, 201, 4):
+        for tid in run.tids:
+            run.away(tid, at * MS, 3 * MS, IDLE)
+    prize = found(run.trace(tmp_path))["throttled"].prize
+    assert prize is not None and prize.share == pytest.approx(0.75, abs=0.02)
+    assert prize.how.endswith("spread evenly over 2 CPUs")
+    assert prize.text.endswith(" or more")
+
+
 def test_a_quota_that_was_not_reached(tmp_path: Path) -> None:
     run = Run(limits=QUOTA | {"end": QUOTA["begin"]})
     run.graphs(2)

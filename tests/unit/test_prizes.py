@@ -290,6 +290,9 @@ def test_sentences() -> None:
     said = Finding("a", None, "slow", "-t 2", prize=Prize(42 * MS, 20, 210 * MS, "x"))
     assert said.sentence == "slow; try -t 2; saves up to 2.10 ms/token (20.0 %)"
     assert Finding("a", None, "slow").sentence == "slow"
+    assert (
+        Prize(42 * MS, 20, 210 * MS, "x", more=True).text == "saves 2.10 ms/token (20.0 %) or more"
+    )
 
 
 def test_explain(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
