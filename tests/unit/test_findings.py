@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from builders import Graph, Node, TraceBuilder
 
-from profinfer.analysis import findings, scheduling, threads
+from profinfer.analysis import findings, operators, scheduling, threads
 from profinfer.analysis.finding import Finding
 from profinfer.model.trace import Trace
 
@@ -226,6 +226,33 @@ def test_thread_views(tmp_path: Path) -> None:
         assert more[column].tolist() == states[column].tolist()
 
 
+def test_operators_have_what_the_scheduler_did_to_them(tmp_path: Path) -> None:
+    """One node of 20 stands still on one of two threads for 3 of its 4 ms in each graph."""
+    run = Run()
+    starts = []
+    for _ in range(5):
+        starts.append(run.now)
+        run.graphs(1, lambda n, t: 4 * MS if n == 0 else MS)
+    for number, at in enumerate(starts):
+        run.away(78, at + MS // 2, 3 * MS, STRESS, cpu=number % 2)
+    trace = run.trace(tmp_path)
+    node = operators.by_node(trace, trace.select()).frame.set_index("name")
+    assert node.loc["n0", "on_cpu"] == pytest.approx(5 / 8, abs=0.01)
+    assert node.loc["n0", "runnable"] == pytest.approx(3 / 8, abs=0.01)
+    assert node.loc["n0", ["migrations", "involuntary"]].tolist() == [2, 5]
+    assert node.loc["n1", "on_cpu"] == 1 and node.loc["n1", "involuntary"] == 0
+    threads_told = scheduling.thread_states(trace, trace.select()).total
+    assert threads_told is not None
+    for told in (
+        *(operators.by(trace, trace.select(), key) for key in ("op", "role", "layer")),
+        operators.by_shape(trace, trace.select()),
+    ):
+        assert told.total is not None
+        for name in ("on_cpu", "runnable", "blocked", "migrations", "involuntary"):
+            assert told.total[name] == threads_told[name], (told.name, name)
+            assert name in told.frame
+
+
 def test_a_trace_without_scheduler_events_says_nothing_of_them(tmp_path: Path) -> None:
     run = Run()
     run.graphs(2, lambda n, t: 3 * MS if t else MS)
@@ -233,6 +260,7 @@ def test_a_trace_without_scheduler_events_says_nothing_of_them(tmp_path: Path) -
     assert found(trace) == {}
     columns = {c.name for c in threads.threads(trace, trace.select()).columns}
     assert "on_cpu" not in columns
+    assert "on_cpu" not in operators.by(trace, trace.select(), "op").frame
 
 
 def test_time_of_unknown_state_is_said(tmp_path: Path) -> None:
