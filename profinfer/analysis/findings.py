@@ -22,6 +22,7 @@ from profinfer.analysis.explanations import EXPLANATIONS
 from profinfer.analysis.finding import Finding, as_notes, ranked
 from profinfer.analysis.result import Column, Result
 from profinfer.analysis.scopes import Scope
+from profinfer.analysis.unchecked import unchecked
 from profinfer.model.selection import Selection
 from profinfer.model.trace import Trace
 
@@ -83,7 +84,8 @@ def result(trace: Trace, selection: Selection, found: list[Finding] | None = Non
         for f in found
     ]  # fmt: skip
     frame = pd.DataFrame(rows, columns=[c.name for c in COLUMNS])
-    return Result("findings", "Findings", selection.description, COLUMNS, frame, as_notes(found))
+    said = (*as_notes(found), *unchecked(trace))
+    return Result("findings", "Findings", selection.description, COLUMNS, frame, said)
 
 
 def evidence(found: list[Finding]) -> Result:
