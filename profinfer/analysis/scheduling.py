@@ -182,8 +182,19 @@ def displacer(trace: Trace) -> Displacer | None:
     ends = np.flatnonzero(np.r_[moved[1:], True] | np.r_[tid[1:] != tid[:-1], True])
     stay = end[ends[np.searchsorted(ends, at)]] - begin[at]
     row = sched.iloc[int(at[stay.argmax()]) - 1]
-    about = f"pid {row['by_pid']}, {priority(int(row['by_prio']))}"
-    return Displacer(str(row["by_name"]), about, int(row["cpu"]))
+    who = last_known(trace, int(row["by_pid"]))
+    about = f"pid {row['by_pid']}, {priority(int(who['by_prio']))}"
+    return Displacer(str(who["by_name"]), about, int(row["cpu"]))
+
+
+def last_known(trace: Trace, pid: int) -> pd.Series:
+    """The last stretch after which a process was given a CPU.
+
+    Its name and priority are from then: a process that was just forked has those of its parent
+    until it executes its program, and until it or another one sets its priority.
+    """
+    theirs = trace.sched[(trace.sched["by_pid"] == pid).to_numpy()]
+    return theirs.iloc[int(theirs["begin_ns"].to_numpy().argmax())]
 
 
 def priority(prio: int) -> str:

@@ -10,13 +10,17 @@ import numpy as np
 from profinfer.analysis import scopes
 from profinfer.analysis.finding import Finding, Number
 from profinfer.analysis.schedcase import LONGEST, Case, percent
-from profinfer.analysis.scheduling import priority
+from profinfer.analysis.scheduling import last_known, priority
 from profinfer.analysis.scopes import Scope
 from profinfer.model.opsched import within
 from profinfer.units import format_ns
 
 # Below this part of the operators' thread time it is not worth a line.
 TAKEN_MIN = 0.02
+# Its threads are bound to their CPUs, and no nice value stops their work.
+_OF_KERNEL = (
+    "CPUs that the kernel's own work is kept off (isolcpus, rcu_nocbs, irqaffinity) for the target"
+)
 
 
 def preempted(case: Case) -> list[Finding]:
@@ -44,11 +48,18 @@ def preempted(case: Case) -> list[Finding]:
         share = lost / case.whole
         if share < TAKEN_MIN:
             continue
-        main = theirs.iloc[int(theirs["ns"].to_numpy().argmax())]
+        main = last_known(case.trace, pid)
         ours = pid == case.trace.meta.sched.recorder
         who = "profinfer's own recorder" if ours else str(main["by_name"])
+        if ours:
+            tries = "--max-overhead 2%, or a CPU that the target does not use for profinfer"
+        elif main["by_kernel"]:
+            tries = _OF_KERNEL
+        else:
+            tries = f"another CPU for {who}, or a lower priority: taskset -p, renice"
+        kernel = ", a thread of the kernel" if main["by_kernel"] else ""
         text = (
-            f"preempted by {who} (pid {pid}, {priority(int(main['by_prio']))}): it "
+            f"preempted by {who}{kernel} (pid {pid}, {priority(int(main['by_prio']))}): it "
             f"was given the target's CPU {len(theirs):,} times, {percent(share)} of op time "
             "runnable behind it"
         )
@@ -59,11 +70,6 @@ def preempted(case: Case) -> list[Finding]:
             "behind": Number(share, "ratio", "Of the operators' thread time, behind it."),
         }
         longest = longest or case.longest_ns("behind_other_ns")
-        tries = (
-            "--max-overhead 2%, or a CPU that the target does not use for profinfer"
-            if ours
-            else f"another CPU for {who}, or a lower priority: taskset -p, renice"
-        )
         saved = min(longest * lost / max(total, 1), lost)
         out.append(
             case.finding("preempted", share, text, tries, evidence, saved, LONGEST, more=True)

@@ -35,10 +35,17 @@ class Run:
             self.now = truth.end_ns + 100_000
 
     def away(
-        self, tid: int, at: int, ns: int, other: tuple[int, int, str], prio: int = 120, cpu: int = 0
+        self,
+        tid: int,
+        at: int,
+        ns: int,
+        other: tuple[int, int, str],
+        prio: int = 120,
+        cpu: int = 0,
+        kernel: bool = False,
     ) -> None:
         """The thread loses its CPU to ``other`` for some time."""
-        self.b.sched(tid, at, "out", cpu=0, other=other, prio=prio)
+        self.b.sched(tid, at, "out", cpu=0, other=other, prio=prio, kernel=kernel)
         self.b.sched(tid, at + ns, "in", cpu=cpu, other=(tid, 77, "llama"))
 
     def trace(self, path: Path) -> Trace:
@@ -130,6 +137,33 @@ def test_a_real_time_process_is_named_so(tmp_path: Path) -> None:
     run.graphs(2)
     run.away(77, 5 * MS, 20 * MS, STRESS, prio=49)
     assert "real-time priority 50" in found(run.trace(tmp_path))["preempted"].text
+
+
+def test_a_process_has_the_name_it_had_last(tmp_path: Path) -> None:
+    """Longest away at its first moment, when it still was its parent's copy."""
+    run = Run()
+    run.graphs(10)
+    run.away(78, 10 * MS, 20 * MS, (900, 900, "nice"), prio=120)
+    for at in range(40, 190, 20):
+        run.away(78, at * MS, MS, (900, 900, "sh"), prio=110)
+    said = found(run.trace(tmp_path))["preempted"]
+    assert said.text.startswith("preempted by sh (pid 900, nice -10)")
+    moved = Run()
+    moved.graphs(10)
+    moved.away(78, 5 * MS, MS, (900, 900, "nice"), cpu=1)
+    moved.b.sched(78, 150 * MS, "out", cpu=1, other=(900, 900, "sh"), prio=110)
+    moved.b.sched(78, 151 * MS, "in", cpu=1, other=(78, 77, "worker-78"))
+    who = scheduling.displacer(moved.trace(tmp_path))
+    assert who is not None and (who.name, who.about, who.cpu) == ("sh", "pid 900, nice -10", 0)
+
+
+def test_threads_of_the_kernel_cannot_be_moved(tmp_path: Path) -> None:
+    run = Run()
+    run.graphs(2)
+    run.away(77, 5 * MS, 20 * MS, (15, 15, "rcu_preempt"), kernel=True)
+    said = found(run.trace(tmp_path))["preempted"]
+    assert said.text.startswith("preempted by rcu_preempt, a thread of the kernel (pid 15, nice 0)")
+    assert "renice" not in said.tries and "isolcpus" in said.tries
 
 
 def test_time_outside_of_operators_does_not_count(tmp_path: Path) -> None:
