@@ -359,6 +359,15 @@ def test_a_trace_without_operators_says_what_could_not_be_checked(
     )
 
 
+def test_a_file_that_was_cut_before_the_first_call(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for trailer, says in ((False, "its end is missing"), (True, "the program ran no inference")):
+        path = TraceBuilder().write(tmp_path / "t.pf", trailer)
+        assert run_cli(command, [str(path)]) != 0
+        assert says in capsys.readouterr().err
+
+
 def test_every_explanation_has_all_its_parts() -> None:
     for name, about in EXPLANATIONS.items():
         assert about.means and about.found and about.check, name
