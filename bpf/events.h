@@ -231,6 +231,7 @@ struct pf_thread {
 #define PF_SCHED_WAKE 4          /* flags: the thread may run again, and waits for a CPU  */
 #define PF_SCHED_NEW 8           /* flags: with WAKE, the thread was just made            */
 #define PF_SCHED_PREEMPT 16      /* flags: with OUT, inside the kernel and against its will */
+#define PF_SCHED_KERNEL 32       /* flags: other is a thread of the kernel                */
 
 struct pf_sched {
     struct pf_hdr h;             /* tid: the thread of the target */

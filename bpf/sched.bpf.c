@@ -23,11 +23,17 @@ static __always_inline u32 pf_sched_target(void)
     return target ? *target : 0;
 }
 
+#define PF_TASK_IS_KERNEL 0x00200000 /* PF_KTHREAD of include/linux/sched.h */
+
 static __always_inline void pf_sched_emit(u32 tid, u16 flags, u32 state, u64 other, u64 now)
 {
     struct pf_sched e = {};
     e.h.kind = PF_SCHED;
     e.h.flags = flags;
+#ifdef PF_TASK_FLAGS
+    if (pf_task_u32(other, PF_TASK_FLAGS) & PF_TASK_IS_KERNEL)
+        e.h.flags |= PF_SCHED_KERNEL;
+#endif
     e.h.tid = tid;
     e.h.ts = now;
     e.cpu = bpf_get_smp_processor_id();

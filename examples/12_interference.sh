@@ -4,8 +4,14 @@
 # take turns, then run side by side.
 . "$(dirname "$0")/paths.sh"
 
-# Two seconds of work, beginning when the target computes.
-(sleep 3.5; exec nice -n -10 taskset -c 1 timeout 2 sh -c 'while :; do :; done') &
+# Two seconds of work, beginning when the target computes. It stands ready before, so that it has
+# its name and priority when the kernel tells of it.
+nice -n -10 taskset -c 1 sh -c 'while :; do :; done' &
+busy=$!
+disown $busy # the shell has nothing to say of its end
+sleep 0.2
+kill -STOP $busy
+(sleep 3.5; kill -CONT $busy; sleep 2; kill -KILL $busy) &
 say profinfer record --force -o interference.pf -- $LLAMA/llama-completion -m $MODEL -t 2 -n 320 \
     -p "Once upon a time" -no-cnv --temp 0 --ignore-eos -lv 1 >/dev/null
 wait

@@ -393,9 +393,10 @@ class TraceBuilder:
         state: int = 0,
         other: tuple[int, int, str] = (0, 0, "swapper/0"),
         prio: int = 120,
+        kernel: bool = False,
     ) -> None:
         """``what``: out, preempt, in, wake or new. ``other``: tid, process, name."""
-        flags = {"out": 1, "preempt": 17, "in": 2, "wake": 4, "new": 12}[what]
+        flags = {"out": 1, "preempt": 17, "in": 2, "wake": 4, "new": 12}[what] | 32 * kernel
         name = other[2].encode().ljust(16, b"\0")
         body = struct.pack("<IIIIiI16s", cpu, state, other[0], other[1], prio, 0, name)
         self.record(Kind.SCHED, tid, ts, body, flags)

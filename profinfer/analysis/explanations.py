@@ -19,6 +19,7 @@ from profinfer.analysis import (
     stepfindings,
     stragglers,
     surroundings,
+    takenfindings,
 )
 from profinfer.units import format_ns
 
@@ -82,8 +83,8 @@ EXPLANATIONS: dict[str, Explanation] = {
         "disturbance",
         "Another process was given a CPU while one of the target's threads wanted to run; the "
         "other threads wait for it at the next barrier.",
-        f"Runnable behind one process is at least {_p(_sched.TAKEN_MIN)} of the operators' thread "
-        "time; the three processes that took most.",
+        f"Runnable behind one process is at least {_p(takenfindings.TAKEN_MIN)} of the operators' "
+        "thread time; the three processes that took most.",
         _THREADS,
     ),
     "spinning": Explanation(

@@ -29,7 +29,7 @@ class Number:
 
 @dataclass(frozen=True)
 class Prize:
-    """What could be won at most, if the finding were gone and nothing else changed.
+    """What could be won, if the finding were gone and nothing else changed.
 
     Prizes of several findings overlap, so they cannot be added.
 
@@ -38,12 +38,14 @@ class Prize:
         tokens: of the scope, by which ``ns`` is divided; 0: it is paid once, not per token.
         of_ns: time of the scope, from call to call; 0: not known.
         how: the formula, in words.
+        more: it may be more than ``ns``; else ``ns`` is the most that it can be.
     """
 
     ns: int
     tokens: int
     of_ns: int
     how: str
+    more: bool = False
 
     @property
     def per_token_ns(self) -> float | None:
@@ -57,11 +59,11 @@ class Prize:
 
     @property
     def text(self) -> str:
-        """One clause: ``saves up to 2.10 ms/token (18.0 %)``, ``saves up to 1.20 s once``."""
+        """One clause: ``saves up to 1.20 s once``, ``saves 2.10 ms/token (18.0 %) or more``."""
         each = self.per_token_ns
         size = f"{format_ns(self.ns)} once" if each is None else f"{format_ns(each)}/token"
         share = "" if self.share is None else f" ({format_percent(self.share)})"
-        return f"saves up to {size}{share}"
+        return f"saves {size}{share} or more" if self.more else f"saves up to {size}{share}"
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ from profinfer.analysis.explanations import EXPLANATIONS
 from profinfer.analysis.finding import Finding, as_notes, ranked
 from profinfer.analysis.result import Column, Result
 from profinfer.analysis.scopes import Scope
+from profinfer.analysis.unchecked import unchecked
 from profinfer.model.selection import Selection
 from profinfer.model.trace import Trace
 
@@ -31,7 +32,7 @@ COLUMNS = (
     Column("share", "share", "ratio", "Part of the operators' thread time that it is about."),
     Column("text", "what", "text", "What was found, with numbers."),
     Column("try", "try", "text", "One concrete thing to do about it."),
-    Column("prize_ns", "saves", "ns", "Saved at most in all; missing: cannot be told."),
+    Column("prize_ns", "saves", "ns", "Saved in all; missing: cannot be told."),
     Column("prize_per_token_ns", "a token", "ns", "The same a token; missing: paid once."),
     Column("prize_share", "share", "ratio", "The same, as a part of the time of its scope."),
     Column("scope", "scope", "text", "The part of the run that it is about."),
@@ -83,7 +84,8 @@ def result(trace: Trace, selection: Selection, found: list[Finding] | None = Non
         for f in found
     ]  # fmt: skip
     frame = pd.DataFrame(rows, columns=[c.name for c in COLUMNS])
-    return Result("findings", "Findings", selection.description, COLUMNS, frame, as_notes(found))
+    said = (*as_notes(found), *unchecked(trace))
+    return Result("findings", "Findings", selection.description, COLUMNS, frame, said)
 
 
 def evidence(found: list[Finding]) -> Result:

@@ -14,14 +14,13 @@ import pandas as pd
 from profinfer.analysis import memoryfindings, notes
 from profinfer.analysis.finding import as_notes
 from profinfer.analysis.memoryevents import Events, events, with_rest
-from profinfer.analysis.operators import NO_LAYER
+from profinfer.analysis.memorygroups import groups
 from profinfer.analysis.result import Column, Note, Result, Unit
 from profinfer.model.trace import Trace
 from profinfer.units import format_ns
 
 KEYS = ("role", "layer", "tensor", "op", "node")
 OTHER, _FILES = "(other memory)", "(other files)"
-_KV_ROLE = "KV cache"
 _READINGS = 12  # rows of memory over time when a person reads it
 _COUNTS = (
     Column("faults", "faults", "count", "Page faults; one maps up to 64 KiB of a file."),
@@ -118,16 +117,14 @@ def by(trace: Trace, key: str, phase: str | None, top: int | None) -> Result:
         sums = _sums(Events(faults, reads, told.parts), "key")
         sizes: tuple[Column, ...] = ()
     else:
-        of_tensor = _labels(trace, key)
+        known = groups(trace, key)
         faults = told.faults.assign(
-            key=told.faults["tensor"].map(of_tensor).fillna(told.faults["file"].map(_file_label))
+            key=known.label(told.faults).fillna(told.faults["file"].map(_file_label))
         )
-        parts = with_rest(told).assign(key=lambda t: t["tensor"].map(of_tensor))
+        parts = with_rest(told).assign(key=lambda t: known.label(t))
         parts["key"] = parts["key"].fillna(parts["file"].map(_file_label).replace(OTHER, _FILES))
         sums = _sums(Events(faults, parts, parts), "key")
-        table = trace.residents.tensors
-        size = table.groupby(table["name"].map(of_tensor))["size"].sum()
-        sums["size"] = size.reindex(sums.index).to_numpy()
+        sums["size"] = known.sizes.reindex(sums.index).to_numpy()
         sums["of_size"] = sums["read"] / sums["size"]
         sizes = _SIZES
     frame = sums.rename_axis(key).reset_index()
@@ -179,25 +176,6 @@ def _sums(told: Events, key: str) -> pd.DataFrame:
     faults = told.faults.assign(majors=majors).groupby(key)[["faults", "majors", "held_ns"]].sum()
     read = told.reads.groupby(key)["bytes"].sum().rename("read")
     return pd.concat([faults, read], axis=1).fillna(0).astype(np.int64)
-
-
-def _labels(trace: Trace, key: str) -> dict[str, str]:
-    """Group of each tensor: that of the first node which reads it as its weight."""
-    table = trace.residents.tensors
-    if key == "tensor":
-        return {name: name for name in table["name"]}
-    nodes = trace.nodes[["weight", "role", "layer"]].astype({"weight": str, "role": str})
-    first = nodes[nodes["weight"] != ""].drop_duplicates("weight").set_index("weight")
-    groups = first[key].astype(str).replace("-1", NO_LAYER)
-    of = dict(zip(first.index.astype(str), groups, strict=True))
-    out = {}
-    for name, kind in zip(table["name"], table["kind"], strict=True):
-        layer = name.rpartition("_l")[2]
-        if kind == "kv":
-            out[name] = _KV_ROLE if key == "role" else layer if layer.isdigit() else NO_LAYER
-        else:
-            out[name] = of.get(name, NO_LAYER)
-    return out
 
 
 def _file_label(path: str) -> str:

@@ -15,7 +15,7 @@ from profinfer.analysis.finding import Finding, Number, Prize
 from profinfer.analysis.scopes import Scope
 from profinfer.model.memory import read_by_tensor
 from profinfer.model.trace import Trace
-from profinfer.units import format_byte_rate, format_bytes, format_ns, format_percent
+from profinfer.units import format_byte_rate, format_bytes, format_ns, format_percent, format_things
 
 # Below these a disturbance is not worth a line.
 COLD_SHARE = 0.05  # of the weights or of a file, read from disk
@@ -35,10 +35,11 @@ def findings(trace: Trace) -> list[Finding]:
 
 
 def _weight_reads(trace: Trace) -> pd.DataFrame:
-    """Parts of reads on weights, with the time of each read."""
+    """Parts of reads on weights, with the time and the graph of each read."""
     tensors = trace.residents.tensors
     parts = read_by_tensor(trace.reads, trace.residents)
-    parts["ts_ns"] = trace.reads["ts_ns"].to_numpy()[parts["read"].to_numpy()]
+    for column in ("ts_ns", "graph_id"):
+        parts[column] = trace.reads[column].to_numpy()[parts["read"].to_numpy()]
     return parts[parts["tensor"].isin(tensors["name"][tensors["kind"] == "weight"])]
 
 
@@ -129,15 +130,18 @@ def _evicted(trace: Trace) -> Finding | None:
     read = int(parts["bytes"].sum())
     again = _read_again(trace)
     begin = int(trace.calls["begin_ns"].min())
-    later = int(parts["bytes"][parts["ts_ns"] >= begin].sum())
-    if not whole or again < AGAIN_SHARE * whole or not later:
+    if not whole or again < AGAIN_SHARE * whole or not (parts["ts_ns"] >= begin).any():
         return None
+    # A warm-up's graphs are no part of the tokens and the time that the prize is shared out to.
+    scope = Scope(trace, trace.select(unsampled=True))
+    chosen = np.flatnonzero(scope.selection.graphs)
+    later = int(parts["bytes"][np.isin(parts["graph_id"].to_numpy(), chosen)].sum())
     faults = trace.faults
-    inside = ((faults["kind"] == "weight") & (faults["graph_id"] >= 0)).to_numpy()
+    inside = (faults["kind"] == "weight").to_numpy() & np.isin(faults["graph_id"], chosen)
     hit = faults[inside]
     held = int(hit["held_ns"].sum())
-    graphs = len(trace.graphs)
-    text = f"weights are read from disk again: {format_bytes(later)} in {graphs:,} graphs, "
+    text = "weights are read from disk again: "
+    text += f"{format_bytes(later)} in {format_things(len(chosen), 'graph')}, "
     text += f"{read / whole:.1f} times the weights' {format_bytes(whole)} in all"
     text += f", and threads were held up for {format_ns(held)}"
     limit = trace.meta.memory.get("limit_bytes")
@@ -152,12 +156,11 @@ def _evicted(trace: Trace) -> Finding | None:
     evidence = {
         "read_bytes": Number(read, "bytes", "Weights read from disk, in all."),
         "again_bytes": Number(again, "bytes", "Of the model's file, read a second time or more."),
-        "later_bytes": Number(later, "bytes", "Weights read after the first call began."),
+        "later_bytes": Number(later, "bytes", "Weights read in these graphs."),
         "weight_bytes": Number(whole, "bytes", "Size of the weights."),
         "need_bytes": Number(_need(trace), "bytes", "Weights and the process's own memory."),
-        "held_ns": Number(held, "ns", "Time of threads in faults on weights inside graphs."),
+        "held_ns": Number(held, "ns", "Time of threads in faults on weights in these graphs."),
     }
-    scope = Scope(trace, trace.select(unsampled=True))
     tries = "a larger limit or a smaller quantisation"
     prize = scope.prize(_held_up(hit), _HELD_UP)
     return Finding("evicted", None, text, tries, scope.name, evidence, prize)

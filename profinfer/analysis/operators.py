@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from profinfer.analysis import notes, shapes
+from profinfer.analysis import notes, scheduling, shapes
 from profinfer.analysis.result import Column, Note, Result
 from profinfer.model.selection import Selection
 from profinfer.model.trace import Trace
@@ -64,12 +64,28 @@ def _grouped(
         compute_ns=sums.compute,
         wait_ns=sums.wait,
         max_ns=sums.slowest,
-    )[sums.calls > 0]
-    how = dict.fromkeys(["wall_ns", "calls", "compute_ns", "wait_ns"], "sum") | {"max_ns": "max"}
+    )
+    summed = ["wall_ns", "calls", "compute_ns", "wait_ns"]
+    how = dict.fromkeys(summed, "sum") | {"max_ns": "max"}
+    states = scheduling.per_node(trace, selection) if trace.has_sched else None
+    if states is not None:
+        states = states.drop(columns=["compute_ns"])
+        frame = frame.join(states)
+        how |= dict.fromkeys(states.columns, "sum")
+    frame = frame[sums.calls > 0]
     out = frame.groupby(keys, observed=True, sort=True).agg(how).reset_index()
     out = out.sort_values("wall_ns", ascending=False, kind="stable").reset_index(drop=True)
-    total = {k: int(out[k].sum()) for k in ("wall_ns", "calls", "compute_ns", "wait_ns")}
+    total: dict[str, Any] = {k: int(out[k].sum()) for k in summed}
+    if states is not None:
+        total |= scheduling.whole_shares(states)
+        # Shares take the place of the sums that they are made of.
+        out = out.drop(columns=states.columns).join(scheduling.shares(out[states.columns]))
     return out, total
+
+
+def _states(trace: Trace) -> tuple[Column, ...]:
+    """Columns of what the scheduler did, if it was recorded."""
+    return scheduling.OPERATOR_STATES if trace.has_sched else ()
 
 
 def _finished(
@@ -115,7 +131,7 @@ def by(trace: Trace, selection: Selection, key: str) -> Result:
     if key == "layer":
         out = in_layer_order(out)
         inferred = bool(trace.nodes["layer_inferred"].any())
-    columns = (column, *TIME, *SPLIT)
+    columns = (column, *TIME, *SPLIT, *_states(trace))
     extra = _fused_note(trace, selection) if key == "op" else []
     if key == "layer" and inferred:
         extra = [Note("info", "unnamed nodes count to the layer of the node before them")]
@@ -194,6 +210,7 @@ def by_node(trace: Trace, selection: Selection, top: int | None = None) -> Resul
         Column("max_ns", "max", "ns", "Time of the slowest execution.", detail=True),
         Column("calls", "calls", "count", TIME[3].description, detail=True),
         Column("wait_share", "wait", "ratio", SPLIT[2].description),
+        *_states(trace),
     )
     return Result(
         "operators_by_node",
@@ -221,6 +238,7 @@ def by_shape(trace: Trace, selection: Selection, top: int | None = None) -> Resu
         TIME[3],
         Column("mean_ns", "mean", "ns", "Time of one execution, mean."),
         SPLIT[2],
+        *_states(trace),
     )
     return Result(
         "operators_by_shape",

@@ -5,7 +5,7 @@ Must not import rich or anything above.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +16,7 @@ from profinfer.analysis.result import Column, Note, Result
 from profinfer.model.selection import Selection
 from profinfer.model.trace import Trace
 
-_SUMMED = (
+SUMMED = (
     "running_ns", "runnable_ns", "behind_own_ns", "behind_other_ns", "blocked_ns",
     "compute_running_ns", "spinning_ns", "migrations", "involuntary",
 )  # fmt: skip
@@ -30,6 +30,21 @@ STATE_COLUMNS = (
     Column("blocked", "blocked", "ratio", "Part of it that it slept."),
     Column("migrations", "moved", "count", "Times it went on on another CPU."),
     Column("involuntary", "forced", "count", "Times it lost its CPU while it wanted to run."),
+)
+# The same of an operator, for which there is room on a wide terminal alone.
+OPERATOR_STATES = tuple(
+    replace(column, description=text, detail=True)
+    for column, text in zip(
+        STATE_COLUMNS,
+        (
+            "Part of its threads' time, from begin to release, on a CPU.",
+            "Part of it that they wanted to run and had no CPU.",
+            "Part of it that they slept.",
+            "Times a thread went on on another CPU.",
+            "Times a thread lost its CPU while it wanted to run.",
+        ),
+        strict=True,
+    )
 )
 
 COLUMNS = (
@@ -47,19 +62,36 @@ def per_thread(trace: Trace, selection: Selection) -> pd.DataFrame:
 
     Torn operators are left out, as they are of compute and wait.
     """
-    ops = trace.ops
-    chosen = selection.mask(ops) & ops["complete"].to_numpy()
-    tids, at = np.unique(ops["tid"].to_numpy()[chosen], return_inverse=True)
+    chosen = _whole(trace, selection)
+    tids, at = np.unique(trace.ops["tid"].to_numpy()[chosen], return_inverse=True)
+    return _summed(trace, chosen, at, pd.Index(tids, name="tid"))
+
+
+def per_node(trace: Trace, selection: Selection) -> pd.DataFrame:
+    """The same sums by node_id, a row for each of the nodes table, all threads together."""
+    chosen = _whole(trace, selection)
+    node = trace.ops["node_id"].to_numpy()[chosen]
+    return _summed(trace, chosen, node, trace.nodes.index)
+
+
+def _whole(trace: Trace, selection: Selection) -> npt.NDArray[np.int64]:
+    """Rows of the selected operators that are not torn."""
+    return np.flatnonzero(selection.mask(trace.ops) & trace.ops["complete"].to_numpy())
+
+
+def _summed(
+    trace: Trace, chosen: npt.NDArray[np.int64], at: npt.NDArray[np.int64], index: pd.Index
+) -> pd.DataFrame:
+    """Sums of the chosen operators by their place ``at`` in ``index``."""
 
     def summed(values: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-        return np.bincount(at, values[chosen], len(tids)).astype(np.int64)
+        return np.bincount(at, values[chosen], len(index)).astype(np.int64)
 
+    ops = trace.ops
     begin, end, release = (ops[c].to_numpy() for c in ("begin_ns", "end_ns", "release_ns"))
-
-    columns = {"op_ns": summed(release - begin)}
-    columns["compute_ns"] = summed(end - begin)
-    columns |= {name: summed(trace.op_sched[name].to_numpy()) for name in _SUMMED}
-    return pd.DataFrame(columns, index=pd.Index(tids, name="tid"))
+    columns = {"op_ns": summed(release - begin), "compute_ns": summed(end - begin)}
+    columns |= {name: summed(trace.op_sched[name].to_numpy()) for name in SUMMED}
+    return pd.DataFrame(columns, index=index)
 
 
 def shares(sums: pd.DataFrame) -> pd.DataFrame:
@@ -75,6 +107,13 @@ def shares(sums: pd.DataFrame) -> pd.DataFrame:
             "involuntary": sums["involuntary"],
         }
     )
+
+
+def whole_shares(sums: pd.DataFrame) -> dict[str, float | int | None]:
+    """``shares`` of all rows together."""
+    row = shares(sums.sum().to_frame().T).iloc[0]
+    out = {str(k): None if pd.isna(v) else float(v) for k, v in row.items()}
+    return out | {name: int(sums[name].sum()) for name in ("migrations", "involuntary")}
 
 
 def unknown(sums: pd.DataFrame) -> list[Note]:
@@ -104,15 +143,6 @@ def thread_states(trace: Trace, selection: Selection, found: tuple[Note, ...] = 
     frame["thread"] = [names.get(t, "") or f"thread {t}" for t in frame["tid"].tolist()]
     takers = _takers(trace)
     frame["taken_by"] = [takers.get(t, "") for t in frame["tid"].tolist()]
-    whole = int(sums["op_ns"].sum())
-    total = {
-        "on_cpu": sums["running_ns"].sum() / whole if whole else None,
-        "spinning": sums["spinning_ns"].sum() / whole if whole else None,
-        "runnable": sums["runnable_ns"].sum() / whole if whole else None,
-        "blocked": sums["blocked_ns"].sum() / whole if whole else None,
-        "migrations": int(sums["migrations"].sum()),
-        "involuntary": int(sums["involuntary"].sum()),
-    }
     return Result(
         "thread_states",
         "Thread states",
@@ -120,7 +150,7 @@ def thread_states(trace: Trace, selection: Selection, found: tuple[Note, ...] = 
         COLUMNS,
         frame[[c.name for c in COLUMNS]],
         (*notes.of(trace, selection), *unknown(sums), *found),
-        total,
+        whole_shares(sums),
     )
 
 
@@ -152,8 +182,19 @@ def displacer(trace: Trace) -> Displacer | None:
     ends = np.flatnonzero(np.r_[moved[1:], True] | np.r_[tid[1:] != tid[:-1], True])
     stay = end[ends[np.searchsorted(ends, at)]] - begin[at]
     row = sched.iloc[int(at[stay.argmax()]) - 1]
-    about = f"pid {row['by_pid']}, {priority(int(row['by_prio']))}"
-    return Displacer(str(row["by_name"]), about, int(row["cpu"]))
+    who = last_known(trace, int(row["by_pid"]))
+    about = f"pid {row['by_pid']}, {priority(int(who['by_prio']))}"
+    return Displacer(str(who["by_name"]), about, int(row["cpu"]))
+
+
+def last_known(trace: Trace, pid: int) -> pd.Series:
+    """The last stretch after which a process was given a CPU.
+
+    Its name and priority are from then: a process that was just forked has those of its parent
+    until it executes its program, and until it or another one sets its priority.
+    """
+    theirs = trace.sched[(trace.sched["by_pid"] == pid).to_numpy()]
+    return theirs.iloc[int(theirs["begin_ns"].to_numpy().argmax())]
 
 
 def priority(prio: int) -> str:

@@ -70,10 +70,10 @@ class Scope:
             self.trace.graphs["threads_seen"].to_numpy()[self.selection.graphs].max(initial=0)
         )
 
-    def prize(self, ns: float, how: str) -> Prize | None:
-        """``ns`` saved in all; None if that is nothing."""
+    def prize(self, ns: float, how: str, more: bool = False) -> Prize | None:
+        """``ns`` saved in all, at most or (``more``) at least; None if that is nothing."""
         most = int(min(ns, self.span_ns))
-        return Prize(most, self.tokens, self.span_ns, how) if most > 0 else None
+        return Prize(most, self.tokens, self.span_ns, how, more) if most > 0 else None
 
 
 def of_phase(trace: Trace, phase: str, least: int = MIN_TOKENS) -> Scope | None:

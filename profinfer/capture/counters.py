@@ -193,7 +193,9 @@ class CounterNames:
             names = [p.name for p in self._pmus()]
             raise UsageProblem(
                 f"this machine has no PMU {device}",
-                f"it has {', '.join(names)}" if names else "software events: page-faults, ...",
+                f"a PMU of this machine: {', '.join(names)}"
+                if names
+                else "software events: page-faults, ...",
             )
         encodings = []
         for pmu in pmus:

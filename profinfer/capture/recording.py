@@ -8,6 +8,7 @@ then are the probes let go.
 from __future__ import annotations
 
 import contextlib
+import os
 import time
 from dataclasses import dataclass
 from typing import Any
@@ -372,10 +373,11 @@ class Recording:
         with contextlib.suppress(OSError):
             lines = [m for m in map_lines(self._target.pid) if m.is_file and m.is_code]
             maps = [[m.start, m.end, m.offset, m.path] for m in lines]
-        self._json(
-            ChunkKind.UPDATE,
-            {"maps": maps, "limits": self._limits.now(), "memory": self._residence.look()},
-        )
+        told = {"maps": maps, "limits": self._limits.now(), "memory": self._residence.look()}
+        with contextlib.suppress(OSError):
+            # A shell or another wrapper may have become another program since it was started.
+            told["target"] = {"exe": os.readlink(f"/proc/{self._target.pid}/exe")}
+        self._json(ChunkKind.UPDATE, told)
         self._sample(now=True)
 
     def _sample(self, *, now: bool = False) -> None:

@@ -50,6 +50,8 @@ def sched_layout(btf: Btf | None = None) -> SchedLayout:
     if missing:
         raise BtfError(f"the kernel's task_struct has no {missing[0]}")
     values = {f"PF_TASK_{name.upper()}": task[name] for name in ("pid", "tgid", "prio", "comm")}
+    if "flags" in task:  # tells the kernel's own threads
+        values["PF_TASK_FLAGS"] = task["flags"]
     # The first argument is the tracepoint's own data, which a BPF program is not given.
     args = btf.arguments("btf_trace_sched_switch")[1:]
     tasks = [i for i, kind in enumerate(args) if kind == "task_struct *"]

@@ -30,7 +30,7 @@ _FLAGS = {
     "OPS": ("LAST", "COMPACT"),
     "PTRS": ("LEAFS",),
     "SEQS": ("CUT",),
-    "SCHED": ("OUT", "IN", "WAKE", "NEW", "PREEMPT"),
+    "SCHED": ("OUT", "IN", "WAKE", "NEW", "PREEMPT", "KERNEL"),
     "FAULT": ("MAJOR",),
     "READ": ("WRITE",),
     "SPLIT_BEGIN": ("CHANGED", "PARTIAL", "READ"),

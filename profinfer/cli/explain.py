@@ -7,7 +7,10 @@ from typing import TYPE_CHECKING
 from profinfer.errors import UsageProblem
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from profinfer.analysis.finding import Finding
+    from profinfer.analysis.result import Note
 
 ALL = "all"
 
@@ -30,8 +33,8 @@ def wanted(found: list[Finding], name: str) -> list[Finding]:
     return [finding for finding in found if finding.name == name]
 
 
-def show(found: list[Finding], name: str, scope: str) -> None:
-    """Print them."""
+def show(found: list[Finding], name: str, scope: str, gaps: tuple[Note, ...]) -> None:
+    """Print them, and the ``gaps``: what could not be looked for."""
     from rich.console import Console
 
     from profinfer.render.explain import absent, explained
@@ -39,11 +42,14 @@ def show(found: list[Finding], name: str, scope: str) -> None:
     console = Console(highlight=False, soft_wrap=False)
     width = console.width
     if not found and name == ALL:
-        console.print(f"Nothing was found to be wrong: {scope}")
+        where = " in what could be checked" if gaps else ""
+        console.print(f"Nothing was found to be wrong{where}: {scope}")
+        _print_gaps(console, gaps)
         return
     if not found:
         for line in absent(name, width):
             console.print(line)
+        _print_gaps(console, gaps)
         return
     for number, finding in enumerate(found, 1):
         if number > 1:
@@ -53,3 +59,10 @@ def show(found: list[Finding], name: str, scope: str) -> None:
     if len(found) > 1:
         console.print()
         console.print("What findings save overlaps: it cannot be added.", style="dim")
+    if name == ALL:
+        _print_gaps(console, gaps)
+
+
+def _print_gaps(console: Console, gaps: tuple[Note, ...]) -> None:
+    for gap in gaps:
+        console.print(gap.text)

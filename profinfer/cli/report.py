@@ -223,6 +223,7 @@ def _whole(trace: Trace) -> WholeRun:
 def _explain(trace: Trace, asked: ReportOptions, name: str) -> None:
     """The findings of the whole run, explained."""
     from profinfer.analysis.findings import evidence, result
+    from profinfer.analysis.unchecked import unchecked
     from profinfer.cli import explain
 
     whole = _whole(trace)
@@ -233,7 +234,7 @@ def _explain(trace: Trace, asked: ReportOptions, name: str) -> None:
         results = [result(trace, chosen, found), evidence(found)]
         click.echo(to_json(results, about(trace), _wanted(asked), found))
     else:
-        explain.show(found, name, chosen.description)
+        explain.show(found, name, chosen.description, unchecked(trace))
 
 
 def _selections(trace: Trace, asked: ReportOptions) -> list[Selection]:

@@ -100,6 +100,12 @@ def check_level(trace: Trace, asked: ReportOptions) -> None:
                 f"{trace.path} holds no call and no graph: {options.NO_ENGINE}",
                 "record it again, until the program has generated something",
             )
+        if not trace.reader.complete:
+            raise EmptyTrace(
+                f"{trace.path} holds no call and no graph: its end is missing, and with it what "
+                "the program may have computed",
+                f"profinfer info {trace.path}, or record it again",
+            )
         raise EmptyTrace(
             f"{trace.path} holds no call and no graph: the program ran no inference while recorded",
             f"profinfer info {trace.path}",

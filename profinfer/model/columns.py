@@ -224,6 +224,7 @@ COLUMNS: dict[str, tuple[str, dict[str, tuple[str, str]]]] = {
             "by_pid": ("id", "Process of that thread."),
             "by_prio": ("number", "Kernel priority of it: 120 + nice; below 100 real time."),
             "by_name": ("text", "Name of it."),
+            "by_kernel": ("bool", "It is a thread of the kernel."),
             "migrated": ("bool", "It came from another CPU."),
         },
     ),

@@ -51,6 +51,7 @@ def stretches(schedule: Schedule) -> pd.DataFrame:
             "by_pid": schedule.by_tgid,
             "by_prio": schedule.by_prio,
             "by_name": np.array(decoded, object)[which] if decoded else [],
+            "by_kernel": schedule.by_kernel,
             "migrated": schedule.moved,
         }
     )

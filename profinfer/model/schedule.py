@@ -13,7 +13,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from profinfer.tracefile.schema import SCHED_IN, SCHED_NEW, SCHED_OUT, SCHED_PREEMPT, SCHED_WAKE
+from profinfer.tracefile.schema import (
+    SCHED_IN,
+    SCHED_KERNEL,
+    SCHED_NEW,
+    SCHED_OUT,
+    SCHED_PREEMPT,
+    SCHED_WAKE,
+)
 
 I32 = npt.NDArray[np.int32]
 I64 = npt.NDArray[np.int64]
@@ -57,6 +64,7 @@ class Schedule:
         by_tgid: its process.
         by_prio: its kernel priority: 120 + nice, below 100 real time.
         by_name: its name.
+        by_kernel: it is a thread of the kernel.
         moved: it runs here on another CPU than before.
         own: process id of the target, as the scheduler counts; -1 if it was never seen.
     """
@@ -71,6 +79,7 @@ class Schedule:
     by_tgid: I32
     by_prio: I32
     by_name: npt.NDArray[np.bytes_]
+    by_kernel: Mask
     moved: Mask
     own: int
 
@@ -129,7 +138,10 @@ def build(
         for name in ("other", "other_tgid", "prio")
     )
     by_name = np.where(taken, rows["comm"], b"")
-    whole = Schedule(tid, begin, end, state, reason, cpu, by, by_tgid, by_prio, by_name, moved, own)
+    by_kernel = taken & ((rows["flags"] & SCHED_KERNEL) != 0)
+    whole = Schedule(
+        tid, begin, end, state, reason, cpu, by, by_tgid, by_prio, by_name, by_kernel, moved, own
+    )
     return _with_openings(whole, rows, kind, first, span[0])
 
 
@@ -198,6 +210,7 @@ def _with_openings(whole: Schedule, rows: Rows, kind: U16, first: Mask, start: i
         "by_tgid": none,
         "by_prio": none,
         "by_name": np.full(n, b"", whole.by_name.dtype),
+        "by_kernel": np.zeros(n, bool),
         "moved": np.zeros(n, bool),
     }
     joined = {f: np.concatenate([new, getattr(whole, f)[alive]]) for f, new in extra.items()}

@@ -32,7 +32,9 @@ def explained(found: Finding, number: int, width: int) -> list[Text]:
     out += _paragraph("scope", found.scope, width)
     out += general(found.name, width)
     if found.prize is not None:
-        out += _paragraph("prize", f"at most: {found.prize.how}", width)
+        out += _paragraph(
+            "prize", f"{'or more' if found.prize.more else 'at most'}: {found.prize.how}", width
+        )
     else:
         out += _paragraph("prize", "cannot be told", width)
     if found.tries:

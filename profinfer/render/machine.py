@@ -22,8 +22,8 @@ from profinfer.analysis.finding import Finding
 from profinfer.analysis.result import Result
 
 SCHEMA = "profinfer.report/1"
-# Grows when keys are added: 1: minor, findings; 2: phase of results, traces.
-MINOR = 2
+# Grows when keys are added: 1: minor, findings; 2: phase of results, traces; 3: bound of a prize.
+MINOR = 3
 
 
 def plain(value: Any) -> Any:
@@ -72,6 +72,7 @@ def finding_object(found: Finding) -> dict[str, Any]:
             "per_token_ns": plain(found.prize.per_token_ns),
             "share": plain(found.prize.share),
             "how": found.prize.how,
+            "bound": "at_least" if found.prize.more else "at_most",
         }
     return {
         "name": found.name,

@@ -64,6 +64,14 @@ def test_exit_code_is_the_targets(tmp_path: Path, fake_ggml: Path, run_profinfer
     assert Trace.open(out).reader.trailer.exit_code == 3
 
 
+def test_a_shell_that_becomes_the_program(tmp_path: Path, fake_ggml: Path, run_profinfer) -> None:
+    out = tmp_path / "t.pf"
+    become = ["/bin/sh", "-c", f"exec {fake_ggml} --tokens 2 --out /dev/null"]
+    result = run_profinfer("record", "-o", out, "--", *become)
+    assert result.returncode == 0, result.stderr
+    assert Trace.open(out).meta.target.exe == str(fake_ggml.resolve())
+
+
 def test_stdout_is_the_targets(tmp_path: Path, fake_ggml: Path, run_profinfer) -> None:
     result = run_profinfer("record", "-o", tmp_path / "t.pf", "--", fake_ggml, "--tokens", "2")
     assert result.returncode == 0

@@ -139,6 +139,11 @@ def test_a_thread_that_loses_its_cpu(tmp_path: Path, fake_ggml: Path, run_profin
     assert set(taken["by_prio"]) == {105}
     assert set(taken["by_name"]) == {"sh"}
     assert set(taken["cpu"]) == {1}
+    # The kernel's threads are told from programs.
+    assert not taken["by_kernel"].any()
+    others = trace.sched[(trace.sched["by_tid"] > 0) & (trace.sched["by_tid"] != busy.pid)]
+    kernels = {row.by_name: row.by_kernel for row in others.itertuples()}
+    assert all(kernels[n] for n in kernels if n.startswith(("rcu_", "ksoftirqd/", "migration/")))
     assert ops["involuntary"].sum() > 3
     # It has one CPU only, and never moves.
     assert ops["migrations"].sum() == 0

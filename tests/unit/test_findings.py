@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from builders import Graph, Node, TraceBuilder
 
-from profinfer.analysis import findings, scheduling, threads
+from profinfer.analysis import findings, operators, scheduling, threads
 from profinfer.analysis.finding import Finding
 from profinfer.model.trace import Trace
 
@@ -35,10 +35,17 @@ class Run:
             self.now = truth.end_ns + 100_000
 
     def away(
-        self, tid: int, at: int, ns: int, other: tuple[int, int, str], prio: int = 120, cpu: int = 0
+        self,
+        tid: int,
+        at: int,
+        ns: int,
+        other: tuple[int, int, str],
+        prio: int = 120,
+        cpu: int = 0,
+        kernel: bool = False,
     ) -> None:
         """The thread loses its CPU to ``other`` for some time."""
-        self.b.sched(tid, at, "out", cpu=0, other=other, prio=prio)
+        self.b.sched(tid, at, "out", cpu=0, other=other, prio=prio, kernel=kernel)
         self.b.sched(tid, at + ns, "in", cpu=cpu, other=(tid, 77, "llama"))
 
     def trace(self, path: Path) -> Trace:
@@ -132,6 +139,33 @@ def test_a_real_time_process_is_named_so(tmp_path: Path) -> None:
     assert "real-time priority 50" in found(run.trace(tmp_path))["preempted"].text
 
 
+def test_a_process_has_the_name_it_had_last(tmp_path: Path) -> None:
+    """Longest away at its first moment, when it still was its parent's copy."""
+    run = Run()
+    run.graphs(10)
+    run.away(78, 10 * MS, 20 * MS, (900, 900, "nice"), prio=120)
+    for at in range(40, 190, 20):
+        run.away(78, at * MS, MS, (900, 900, "sh"), prio=110)
+    said = found(run.trace(tmp_path))["preempted"]
+    assert said.text.startswith("preempted by sh (pid 900, nice -10)")
+    moved = Run()
+    moved.graphs(10)
+    moved.away(78, 5 * MS, MS, (900, 900, "nice"), cpu=1)
+    moved.b.sched(78, 150 * MS, "out", cpu=1, other=(900, 900, "sh"), prio=110)
+    moved.b.sched(78, 151 * MS, "in", cpu=1, other=(78, 77, "worker-78"))
+    who = scheduling.displacer(moved.trace(tmp_path))
+    assert who is not None and (who.name, who.about, who.cpu) == ("sh", "pid 900, nice -10", 0)
+
+
+def test_threads_of_the_kernel_cannot_be_moved(tmp_path: Path) -> None:
+    run = Run()
+    run.graphs(2)
+    run.away(77, 5 * MS, 20 * MS, (15, 15, "rcu_preempt"), kernel=True)
+    said = found(run.trace(tmp_path))["preempted"]
+    assert said.text.startswith("preempted by rcu_preempt, a thread of the kernel (pid 15, nice 0)")
+    assert "renice" not in said.tries and "isolcpus" in said.tries
+
+
 def test_time_outside_of_operators_does_not_count(tmp_path: Path) -> None:
     run = Run()
     run.graphs(2)
@@ -191,6 +225,19 @@ def test_a_quota(tmp_path: Path) -> None:
     assert said.tries == "-t 1, or raise cpu.max of /sys/fs/cgroup/x"
 
 
+def test_the_prize_of_a_quota_leaves_the_quota_out(tmp_path: Path) -> None:
+    """Both threads stand still for 3 of 4 ms: without the quota, two CPUs take a quarter."""
+    run = Run(limits=QUOTA | {"end": {"periods": 40, "throttled": 22, "throttled_ns": 1005 * MS}})
+    run.graphs(10)
+    for at in range(2, 201, 4):
+        for tid in run.tids:
+            run.away(tid, at * MS, 3 * MS, IDLE)
+    prize = found(run.trace(tmp_path))["throttled"].prize
+    assert prize is not None and prize.share == pytest.approx(0.75, abs=0.02)
+    assert prize.how.endswith("spread evenly over 2 CPUs")
+    assert prize.text.endswith(" or more")
+
+
 def test_a_quota_that_was_not_reached(tmp_path: Path) -> None:
     run = Run(limits=QUOTA | {"end": QUOTA["begin"]})
     run.graphs(2)
@@ -213,6 +260,33 @@ def test_thread_views(tmp_path: Path) -> None:
         assert more[column].tolist() == states[column].tolist()
 
 
+def test_operators_have_what_the_scheduler_did_to_them(tmp_path: Path) -> None:
+    """One node of 20 stands still on one of two threads for 3 of its 4 ms in each graph."""
+    run = Run()
+    starts = []
+    for _ in range(5):
+        starts.append(run.now)
+        run.graphs(1, lambda n, t: 4 * MS if n == 0 else MS)
+    for number, at in enumerate(starts):
+        run.away(78, at + MS // 2, 3 * MS, STRESS, cpu=number % 2)
+    trace = run.trace(tmp_path)
+    node = operators.by_node(trace, trace.select()).frame.set_index("name")
+    assert node.loc["n0", "on_cpu"] == pytest.approx(5 / 8, abs=0.01)
+    assert node.loc["n0", "runnable"] == pytest.approx(3 / 8, abs=0.01)
+    assert node.loc["n0", ["migrations", "involuntary"]].tolist() == [2, 5]
+    assert node.loc["n1", "on_cpu"] == 1 and node.loc["n1", "involuntary"] == 0
+    threads_told = scheduling.thread_states(trace, trace.select()).total
+    assert threads_told is not None
+    for told in (
+        *(operators.by(trace, trace.select(), key) for key in ("op", "role", "layer")),
+        operators.by_shape(trace, trace.select()),
+    ):
+        assert told.total is not None
+        for name in ("on_cpu", "runnable", "blocked", "migrations", "involuntary"):
+            assert told.total[name] == threads_told[name], (told.name, name)
+            assert name in told.frame
+
+
 def test_a_trace_without_scheduler_events_says_nothing_of_them(tmp_path: Path) -> None:
     run = Run()
     run.graphs(2, lambda n, t: 3 * MS if t else MS)
@@ -220,6 +294,7 @@ def test_a_trace_without_scheduler_events_says_nothing_of_them(tmp_path: Path) -
     assert found(trace) == {}
     columns = {c.name for c in threads.threads(trace, trace.select()).columns}
     assert "on_cpu" not in columns
+    assert "on_cpu" not in operators.by(trace, trace.select(), "op").frame
 
 
 def test_time_of_unknown_state_is_said(tmp_path: Path) -> None:

@@ -278,6 +278,53 @@ def test_weights_that_are_read_in_every_graph_do_not_fit(tmp_path: Path) -> None
     assert "3.0 times the weights'" in text and "/sys/fs/cgroup/x/memory.max" in text
 
 
+def test_the_prize_of_evicted_weights_leaves_the_warm_up_out(tmp_path: Path) -> None:
+    """A warm-up waits as long as three tokens: no token gets faster by that."""
+    run = Run(limit_bytes=1000)
+    run.builder.warmup(77, 900_000, 1)
+    for number in range(1 + GRAPHS):
+        truth = run.decode()
+        if number == 0:
+            run.builder.warmup(77, truth.end_ns + 200, 0)
+        ns = 70 if number else 5_000
+        for name, at in run.at.items():
+            size = next(n for n in run.graph.leafs if n.name == name).strides()[3]
+            run.builder.read(77, truth.begin_ns + 5, at - BASE + OFFSET, size)
+            run.builder.fault(77, truth.begin_ns + 5, at, ns=ns, major=True)
+    (said,) = findings(run.trace(tmp_path))
+    weights = len(run.at)
+    assert said.prize is not None and said.prize.ns == GRAPHS * weights * 70
+    assert said.evidence["held_ns"].value == GRAPHS * weights * 70
+    assert f" in {GRAPHS} graphs, 4.0 times the weights'" in said.text
+    assert said.evidence["later_bytes"].value == GRAPHS * said.evidence["weight_bytes"].value
+
+
+def test_faults_on_tied_embeddings_have_the_role_of_their_operator(tmp_path: Path) -> None:
+    run = Run()
+    embedding, head = (
+        next(n for n in run.graph.nodes if any(s and s.name == name for s in n.src))
+        for name in ("token_embd.weight", "output.weight")
+    )
+    tied = next(s for s in embedding.src if s and s.name == "token_embd.weight")
+    head.src = tuple(tied if s and s.name == "output.weight" else s for s in head.src)
+    truth = run.decode()
+    at = run.at["token_embd.weight"]
+    for node, times in ((embedding, 1), (head, 2)):
+        index = run.graph.nodes.index(node)
+        op = next(op for op in truth.ops if op.node == index and op.tid == 77)
+        for number in range(times):
+            run.builder.fault(77, op.begin_ns + number, at, n=1)
+            run.builder.read(77, op.begin_ns + number, at - BASE + OFFSET, 512)
+    run.builder.fault(77, truth.end_ns + 50, at, n=3)
+    told = memory.by(run.trace(tmp_path), "role", None, None).frame.set_index("role")
+    assert dict(told["faults"]) == {
+        "embedding": 1, "output head": 2, "embedding / output head": 3,
+    }  # fmt: skip
+    assert dict(told["read"]) == {"embedding": 512, "output head": 1024,
+                                  "embedding / output head": 0}  # fmt: skip
+    assert len(set(told["size"])) == 1
+
+
 # --- the recorder's side --------------------------------------------------------------------
 
 

@@ -290,6 +290,9 @@ def test_sentences() -> None:
     said = Finding("a", None, "slow", "-t 2", prize=Prize(42 * MS, 20, 210 * MS, "x"))
     assert said.sentence == "slow; try -t 2; saves up to 2.10 ms/token (20.0 %)"
     assert Finding("a", None, "slow").sentence == "slow"
+    assert (
+        Prize(42 * MS, 20, 210 * MS, "x", more=True).text == "saves 2.10 ms/token (20.0 %) or more"
+    )
 
 
 def test_explain(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -326,7 +329,43 @@ def test_explain_as_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
 def test_nothing_to_explain(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     Play().trace(tmp_path)
     assert run_cli(command, [str(tmp_path / "t.pf"), "--explain"]) == 0
-    assert capsys.readouterr().out.startswith("Nothing was found to be wrong: all phases")
+    said = " ".join(capsys.readouterr().out.split())
+    # The builder's trace has operators, but neither the scheduler's events nor faults.
+    assert said.startswith("Nothing was found to be wrong in what could be checked: all phases")
+    assert said.endswith(
+        "not checked: the scheduler: its events were not recorded "
+        "not checked: page faults and disk reads: not recorded"
+    )
+
+
+def test_a_trace_without_operators_says_what_could_not_be_checked(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    b = TraceBuilder(plan={"level": "graph", "ops": {"mode": "none"}}, memory={"recorded": True})
+    b.call_begin(77, MS, n_tokens=1)
+    b.call_end(77, 9 * MS)
+    b.sched(77, 2 * MS, "out", other=(900, 900, "stress"))
+    b.sched(77, 7 * MS, "in", other=(77, 77, "llama"))
+    path = b.write(tmp_path / "t.pf")
+    assert run_cli(command, [str(path), "--explain"]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "in what could be checked" in said
+    assert "none were recorded at level graph; the program's threads wanted to run" in said
+    assert said.endswith("had no CPU for 5.00 ms in all")
+    assert run_cli(command, [str(path), "--explain", "--format", "json"]) == 0
+    assert (
+        "not checked: operators"
+        in json.loads(capsys.readouterr().out)["results"][0]["notes"][0]["text"]
+    )
+
+
+def test_a_file_that_was_cut_before_the_first_call(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for trailer, says in ((False, "its end is missing"), (True, "the program ran no inference")):
+        path = TraceBuilder().write(tmp_path / "t.pf", trailer)
+        assert run_cli(command, [str(path)]) != 0
+        assert says in capsys.readouterr().err
 
 
 def test_every_explanation_has_all_its_parts() -> None:

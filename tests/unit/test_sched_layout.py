@@ -56,7 +56,13 @@ def kernel(state: str = "__state", hands_over: bool = True, swapped: bool = Fals
     task = b.struct(
         STRUCT,
         "task_struct",
-        [(state, number, 24), ("pid", number, 1264), ("", inner, 1000), ("comm", number, 1752)],
+        [
+            (state, number, 24),
+            ("flags", number, 44),
+            ("pid", number, 1264),
+            ("", inner, 1000),
+            ("comm", number, 1752),
+        ],
     )
     pointer = b.add(PTR, "", task)
     nothing = b.add(PTR, "", 0)
@@ -74,6 +80,7 @@ def test_a_new_kernel_hands_the_state_over() -> None:
         "PF_TASK_TGID": 1012,  # in an unnamed part, as with CONFIG_RANDSTRUCT
         "PF_TASK_PRIO": 1004,
         "PF_TASK_COMM": 1752,
+        "PF_TASK_FLAGS": 44,
         "PF_SCHED_PREV_ARG": 1,
         "PF_SCHED_NEXT_ARG": 2,
         "PF_SCHED_STATE_ARG": 3,
