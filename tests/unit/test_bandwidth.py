@@ -15,7 +15,7 @@ from profinfer.model.trace import Trace
 CPUS = 4
 
 
-def calibration(read: dict[int, float]) -> dict[str, Any]:
+def calibration(read: dict[int, float], cpus: int = 2) -> dict[str, Any]:
     """Threads -> bytes a second; the arithmetic is never the wall."""
     common = {"spread": 0.01, "repeats": 25, "undisturbed": 20}
     roofs = [
@@ -25,7 +25,7 @@ def calibration(read: dict[int, float]) -> dict[str, Any]:
     ]
     return {
         "schema": "profinfer.calibration/1",
-        "machine": {"cpu_model": "Example CPU", "cpus": CPUS, "memory_bytes": 8 << 30},
+        "machine": {"cpu_model": "Example CPU", "cpus": cpus, "memory_bytes": 8 << 30},
         "created_utc": "2026-11-24T10:00:00Z",
         "method": "by hand",
         "roofs": roofs,
@@ -33,7 +33,7 @@ def calibration(read: dict[int, float]) -> dict[str, Any]:
 
 
 def trace_with(tmp_path: Path, read: dict[int, float]) -> Trace:
-    run = sample_run(compute=1000, calibration=calibration(read), host={"cpus_online": CPUS})
+    run = sample_run(compute=1000, calibration=calibration(read, CPUS), host={"cpus_online": CPUS})
     return Trace.open(run.builder.write(tmp_path / "t.pf"))
 
 
