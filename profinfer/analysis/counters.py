@@ -18,6 +18,7 @@ from profinfer.analysis.operators import in_layer_order
 from profinfer.analysis.result import Column, Note, Result
 from profinfer.analysis.roofline import KEYS, TITLES
 from profinfer.model.selection import Selection
+from profinfer.model.surroundings import CLOCKS, unit_of
 from profinfer.model.trace import Trace
 
 F64 = npt.NDArray[np.float64]
@@ -33,7 +34,6 @@ _SHORT = {
     "stalled-cycles-backend": "stalled be",
     "stalled-cycles-frontend": "stalled fe",
 }
-CLOCKS = ("task-clock", "cpu-clock")
 _TIME = Column("wall_ns", "time", "ns", "From the release of the operator before to its own.")
 _CALLS = Column("calls", "calls", "count", "How often it ran.")
 _IPC = Column("ipc", "IPC", "per_cycle", "Instructions / cycles.")
@@ -82,6 +82,28 @@ def counters(trace: Trace, selection: Selection, by: str, top: int | None = None
         (*notes.of(trace, selection), *extra),
         None if len(out) < rows else total,
     )
+
+
+def not_counted(trace: Trace) -> list[str]:
+    """Names of counters that were asked for, and that the machine did not count."""
+    asked = trace.meta.options.get("counters")
+    counted = {counter.name for counter in trace.meta.plan.counters}
+    counted |= set(trace.system_counters["name"].cat.categories)
+    return [str(n) for n in asked if n not in counted] if isinstance(asked, list) else []
+
+
+def about(trace: Trace) -> list[Note]:
+    """That there are counts, and where; and what was asked for in vain."""
+    out = []
+    names = [counter.name for counter in trace.meta.plan.counters]
+    around = list(trace.system_counters["name"].cat.categories)
+    if names or around:
+        parts = [f"at operators {', '.join(names)}"] if names else []
+        parts += [f"of the whole machine {', '.join(around)}"] if around else []
+        out.append(Note("info", f"counted {'; '.join(parts)}: report TRACE --counters"))
+    if gone := not_counted(trace):
+        out.append(Note("warning", f"not counted, this machine refused: {', '.join(gone)}"))
+    return out
 
 
 def means(trace: Trace) -> pd.DataFrame:
@@ -153,7 +175,7 @@ def _derive(out: pd.DataFrame, trace: Trace) -> list[Column]:
 
 
 def _unit(name: str) -> Any:
-    return "ns" if name.partition(":")[0] in CLOCKS else "count"
+    return unit_of(name) or "count"
 
 
 def _column(name: str, moves: bool, derived: set[str]) -> Column:

@@ -149,7 +149,7 @@ def op_graph(trace: Trace, def_id: int, selection: Selection) -> OpGraph:
     base, n = int(rows[0]), len(rows)
     nodes = shapes.with_problem(trace.nodes).iloc[rows].reset_index(drop=True)
     graphs = selection.graphs & (trace.graphs["def_id"] == def_id).to_numpy()
-    work, _ = per_execution(trace)
+    work = per_execution(trace)
     works = ~nodes["empty"].to_numpy() & ~(nodes["op"] == "?").to_numpy()
     walls = trace.op_walls
     node = walls["node_id"].to_numpy() - base

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from profinfer.analysis import latency, notes
+from profinfer.analysis import counters, latency, notes
 from profinfer.analysis.backends import has_others
 from profinfer.analysis.hosttime import host_time
 from profinfer.analysis.overhead import estimated_share
@@ -98,6 +98,7 @@ def overview(trace: Trace) -> Result:
     if trace.tokens_from_graphs:
         text = f"{trace.tokens_from_graphs:,} calls' token counts were taken from their graphs"
         extra.append(Note("info", text))
+    extra += counters.about(trace)
     return Result(
         "overview",
         "Run",

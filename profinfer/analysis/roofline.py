@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from profinfer.analysis import notes, rooflinenotes, shapes
+from profinfer.analysis import notes, rooflinenotes, scheduling, shapes
 from profinfer.analysis.operators import in_layer_order
 from profinfer.analysis.result import Column, Result
 from profinfer.analysis.roofs import Found
@@ -61,6 +61,9 @@ DETAILS = (
     Column("kv_bytes", "KV", "bytes", "Bytes of the KV cache read.", detail=True),
     Column("activation_bytes", "others", "bytes", "Bytes of all else read.", detail=True),
     Column("written_bytes", "written", "bytes", "Bytes written.", detail=True),
+    Column(
+        "on_cpu", "on CPU", "ratio", "Part of computing that threads were on a CPU.", detail=True
+    ),
     Column("unknown_ns", "unknown", "ns", "Time of operators without known work.", detail=True),
 )
 EVIDENCE = (
@@ -71,7 +74,7 @@ EVIDENCE = (
 _SUMS = (
     "wall_ns", "calls", "compute_ns", "wait_ns", "known_ns", "known_calls", "moved_ns", "flops",
     "moved", "weight_bytes", "kv_bytes", "activation_bytes", "written_bytes", "t_memory",
-    "t_compute", "t_roof", "t_by_memory", "t_at_most", "unknown_ns",
+    "t_compute", "t_roof", "t_by_memory", "t_at_most", "unknown_ns", "seen_ns", "on_cpu_ns",
 )  # fmt: skip
 
 
@@ -168,7 +171,17 @@ def _per_node(
         "t_by_memory": np.where(t_memory >= t_compute, roof, 0.0),
         "t_at_most": np.where(work.at_most > 0, roof, 0.0),
     }
-    return pd.DataFrame(table), threads
+    return pd.DataFrame(table | _on_cpu(trace, selection)), threads
+
+
+def _on_cpu(trace: Trace, selection: Selection) -> dict[str, Any]:
+    """Computing of which the scheduler's events tell the state, and how much of it had a CPU."""
+    if not trace.has_sched:
+        return {"seen_ns": 0, "on_cpu_ns": 0}
+    sums = scheduling.per_node(trace, selection)
+    unknown = sums["op_ns"] - sums["running_ns"] - sums["runnable_ns"] - sums["blocked_ns"]
+    seen = (sums["compute_ns"] - unknown.clip(lower=0)).clip(lower=0)
+    return {"seen_ns": seen.to_numpy(), "on_cpu_ns": sums["compute_running_ns"].to_numpy()}
 
 
 def _rated(out: pd.DataFrame, calibration: Calibration | None) -> pd.DataFrame:
@@ -179,6 +192,7 @@ def _rated(out: pd.DataFrame, calibration: Calibration | None) -> pd.DataFrame:
     out["bytes_per_s"] = out["moved"] * 1e9 / moved_ns.where(moved_ns > 0)
     out["intensity"] = out["flop_per_s"] / out["bytes_per_s"].where(out["bytes_per_s"] > 0)
     out["wait_share"] = (out["wait_ns"] / both).where(both > 0)
+    out["on_cpu"] = (out["on_cpu_ns"] / out["seen_ns"].where(out["seen_ns"] > 0)).clip(upper=1.0)
     if calibration is None:
         return out
     out["roof"] = out["t_roof"] / known
@@ -192,6 +206,7 @@ def _rated(out: pd.DataFrame, calibration: Calibration | None) -> pd.DataFrame:
             memory.tolist(),
             out["wait_share"].tolist(),
             mean.tolist(),
+            out["on_cpu"].tolist(),
             strict=True,
         )
     ]

@@ -24,13 +24,15 @@ def system_counters(trace: Trace) -> Result:
     last = rows.groupby("name", observed=True).last().reset_index()
     seconds = (int(rows["ts_ns"].max()) - int(rows["ts_ns"].min())) / 1e9 if len(rows) else 0.0
     tokens = int(trace.calls["n_tokens"].clip(lower=0).sum()) if len(trace.calls) else 0
+    clock = (last["unit"] == "ns").to_numpy()
+    total = last["value"].to_numpy() / np.where(clock, 1e6, 1.0)
     frame = pd.DataFrame(
         {
             "name": last["name"].astype(str),
-            "total": last["value"],
-            "unit": last["unit"],
-            "per_s": last["value"] / seconds if seconds else np.nan,
-            "per_token": last["value"] / tokens if tokens else np.nan,
+            "total": total,
+            "unit": np.where(clock, "ms", last["unit"]),
+            "per_s": total / seconds if seconds else np.nan,
+            "per_token": total / tokens if tokens else np.nan,
         }
     )
     columns = (

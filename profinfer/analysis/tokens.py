@@ -54,7 +54,8 @@ def tokens(trace: Trace, selection: Selection, top: int | None = None) -> Result
             "position": _known(calls["pos_first"]),
             "tokens": _known(calls["n_tokens"]),
             "call_ns": calls["end_ns"] - calls["begin_ns"],
-            "graph_ns": in_graphs,
+            # At level token no graph was seen, which is not that they took no time.
+            "graph_ns": in_graphs if len(graphs) else pd.array([pd.NA] * len(calls), "Int64"),
             "wait_share": np.divide(wait, both, where=both > 0, out=np.full(len(calls), np.nan)),
             "sampling_ns": latency.sampling_per_call(trace),
             "step_ns": step.reindex(calls["call_id"]).astype("Int64").to_numpy(),
@@ -66,7 +67,7 @@ def tokens(trace: Trace, selection: Selection, top: int | None = None) -> Result
     total = {
         "tokens": selection.n_tokens,
         "call_ns": int(frame["call_ns"].sum()),
-        "graph_ns": int(frame["graph_ns"].sum()),
+        "graph_ns": int(frame["graph_ns"].sum()) if len(graphs) else None,
         "sampling_ns": int(frame["sampling_ns"].sum()),
     }
     if top:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
+from profinfer.analysis.work_cells import seen
 from profinfer.analysis.work_formulas import Case
 from profinfer.analysis.work_rules import RULES
 from profinfer.model.operands import ACTIVATION, KV, WEIGHT
@@ -54,8 +55,13 @@ class Work:
         return self.weights + self.kv + self.activations + self.written
 
 
-def per_execution(trace: Trace) -> tuple[Work, F64]:
-    """Work of one execution of each node by itself, and bytes read of each source, (N, S)."""
+def per_execution(trace: Trace) -> Work:
+    """Work of one execution of each node by itself; of attention in the mean over all of them."""
+    return _with_cells(trace, None, _by_shapes(trace)[0])
+
+
+def _by_shapes(trace: Trace) -> tuple[Work, F64]:
+    """The same from shapes alone, and bytes read of each source, (N, S)."""
     o = trace.operands
     n, slots = len(o.op), o.kind.shape[1] if o.kind.ndim == 2 else 0
     flops, written = np.full(n, np.nan), np.full(n, np.nan)
@@ -133,15 +139,29 @@ def _with_experts(
     return replace(one, weights=weights, at_most=at_most)
 
 
+def _with_cells(trace: Trace, selection: Selection | None, one: Work) -> Work:
+    """The scores that attention really computed, and the cells that it read, where that is known.
+
+    Where it is not it stays what the padded shapes say, which is the most that can be.
+    """
+    part = seen(trace, selection)
+    flops, kv, at_most = one.flops.copy(), one.kv.copy(), one.at_most.copy()
+    flops[part.node] *= part.scores
+    kv[part.node] *= part.cells
+    at_most[part.node[part.exact]] = 0
+    return replace(one, flops=flops, kv=kv, at_most=at_most)
+
+
 def executed(trace: Trace, selection: Selection) -> Work:
     """Work of all selected executions of each node.
 
     A fused operator does the work of the nodes that it covers. What one of them writes and the
     other reads stays in registers or the nearest cache: it counts neither as written nor as read.
     """
-    one, reads = per_execution(trace)
+    one, reads = _by_shapes(trace)
     sums = trace.sums(selection)
     one = _with_experts(trace, selection, one, sums.calls)
+    one = _with_cells(trace, selection, one)
     calls = sums.calls.astype(np.float64)
     total = {
         name: np.where(calls > 0, getattr(one, name) * calls, 0.0)

@@ -109,7 +109,7 @@ def attention(case: Case) -> F64:
 
     ``ggml_flash_attn_ext``: q {D_k, tokens, heads, seqs}, k {D_k, n_kv, kv heads}, v {D_v, n_kv,
     kv heads}. Q K^T, V and, for each score: scale, mask, max, subtract, exp, sum. Fewer kv heads
-    than heads (GQA) save bytes, not operations.
+    than heads (GQA) save bytes, not operations. n_kv is padded: ``work_cells`` knows the part seen.
     """
     scores = case.ne(B, 1) * case.ne(A, 1) * case.ne(A, 2) * case.ne(A, 3)
     return scores * (2 * case.ne(A, 0) + 2 * case.ne(C, 0) + 6)

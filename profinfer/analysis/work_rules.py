@@ -53,7 +53,7 @@ RULES: dict[str, Rule] = {
     "MUL_MAT": Rule(f.matmul),
     "MUL_MAT_ID": Rule(f.matmul, f.experts_used, at_most=_EXPERTS),
     "OUT_PROD": Rule(f.out_prod),
-    # The CPU backend passes over cells whose mask is -inf.
+    # Of a KV cache's cells the CPU backend passes over the masked ones: see ``work_cells.py``.
     "FLASH_ATTN_EXT": Rule(f.attention, f.masked(D), at_most=_MASKED),
     "SOFT_MAX": Rule(f.soft_max, f.masked(B)),
     # Each pair: 4 products, 2 sums; sines and cosines are computed once for all heads.

@@ -161,7 +161,7 @@ class Recording:
     def _use(self, probing: Probing) -> None:
         self._probing = probing
         plan = probing.plan
-        if plan.layout is not None:
+        if plan.layout is not None and plan.reads_graphs:
             self._check = TensorCheck(plan.layout, plan.facts.ops, plan.facts.types)
             self._sink = self._write_checked
         if self._qos and probing.hit_ns is not None:

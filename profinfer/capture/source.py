@@ -275,7 +275,7 @@ def build_source(
     folder = bpf_folder()
     machine = plan.images[0].elf.machine
     roles = {probe.role for probe in plan.probes}
-    walks = plan.layout is not None and bool(roles & {"graph", "split", "leafs"})
+    walks = plan.reads_graphs
     files = ["events.h", "prelude.bpf.c"]
     files += ["counters.bpf.c"] if counters else []
     files += [f"{n}.bpf.c" for n in ("calibrate", "gate", "batch", "calls")]

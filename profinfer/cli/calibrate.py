@@ -23,7 +23,9 @@ class NotKept(ProfinferError):
 
 @click.command()
 @click.option(
-    "--threads", metavar="N,N,..", help="Numbers of threads to measure; default 1 to all CPUs."
+    "--threads",
+    metavar="N,N,..",
+    help="Numbers of threads to measure; default 1 to all CPUs. Others stay as they were.",
 )
 @click.option("--show", is_flag=True, help="Print what was measured before; measure nothing.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
@@ -46,10 +48,14 @@ def command(threads: str | None, show: bool, as_json: bool) -> None:
         return
     from profinfer.machine.measure import measure, thread_counts
 
-    counts = _counts(threads) or thread_counts(len(os.sched_getaffinity(0)), machine_cores())
+    cpus = len(os.sched_getaffinity(0))
+    counts = _counts(threads, cpus) or thread_counts(cpus, machine_cores())
     made = measure(
         machine, counts, progress=lambda n: click.echo(f"measuring {n} of {counts[-1]}", err=True)
     )
+    kept = store.load(machine)
+    if kept is not None:
+        made = _merged(made, kept)
     _print(made, as_json)
     try:
         path = store.save(made)
@@ -60,7 +66,19 @@ def command(threads: str | None, show: bool, as_json: bool) -> None:
     click.echo(f"kept in {path}", err=True)
 
 
-def _counts(text: str | None) -> tuple[int, ...]:
+def _merged(made: Calibration, kept: Calibration) -> Calibration:
+    """With what was measured before of other numbers of threads; says what becomes of that."""
+    others = [n for n in kept.threads if n not in made.threads]
+    if not others:
+        return made
+    old = f"{', '.join(map(str, others))} thread{'' if others == [1] else 's'}"
+    whole = made.with_others_of(kept)
+    became = "are kept" if whole.threads != made.threads else f"({kept.method}) are replaced"
+    click.echo(f"the roofs of {old}, {kept.created_utc[:10]}, {became}", err=True)
+    return whole
+
+
+def _counts(text: str | None, cpus: int) -> tuple[int, ...]:
     if text is None:
         return ()
     try:
@@ -69,6 +87,11 @@ def _counts(text: str | None) -> tuple[int, ...]:
         found = (0,)
     if found[0] < 1 or found[-1] > 4096:
         raise UsageProblem(f"--threads does not understand '{text}'", "--threads 1,2,4")
+    if found[-1] > cpus:
+        raise UsageProblem(
+            f"{found[-1]} threads would share {cpus} CPUs, and a roof is what a CPU each can do",
+            f"--threads {','.join(map(str, [n for n in found if n <= cpus] or [cpus]))}",
+        )
     return found
 
 

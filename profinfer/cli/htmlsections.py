@@ -10,6 +10,7 @@ from collections.abc import Callable
 from functools import partial
 
 from profinfer.analysis import (
+    counters,
     growth,
     layerroles,
     matmuls,
@@ -20,6 +21,7 @@ from profinfer.analysis import (
     prompts,
     roofline,
     scheduling,
+    surroundings,
     threads,
     tokens,
 )
@@ -167,6 +169,22 @@ def _threads(source: Source) -> Section | None:
     return Section("threads", "Threads", parts)
 
 
+def _counters(source: Source) -> Section | None:
+    trace, chosen = source.trace, source.main
+    parts = parts_of(
+        surroundings.system_counters(trace) if len(trace.system_counters) else None,
+        surroundings.frequency(trace) if len(trace.frequency) else None,
+    )
+    if source.has_ops and trace.meta.plan.counters:
+        parts += [
+            counters.counters(trace, chosen, "op"),
+            counters.counters(trace, chosen, "role"),
+            Fold(counters.counters(trace, chosen, "layer")),
+            Fold(counters.counters(trace, chosen, "node", ROWS_MAX)),
+        ]
+    return Section("counters", "Counters", parts, "What the CPUs and the kernel counted.")
+
+
 def _memory(source: Source) -> Section | None:
     trace = source.trace
     if not trace.has_faults:
@@ -201,8 +219,8 @@ def _recording(source: Source) -> Section | None:
 
 _OTHERS = (1, 2, 3)  # phases beside the main one
 SECTIONS: tuple[Callable[[Source], Section | None], ...] = (
-    _main_phase, _tokens, _kv, _matmuls, expert_section, _roofline, _threads, _memory,
-    backend_section, graph_section,
+    _main_phase, _tokens, _kv, _matmuls, expert_section, _roofline, _threads, _counters,
+    _memory, backend_section, graph_section,
     *(partial(_other_phase, number=n) for n in _OTHERS),
     *(partial(backend_section, number=n) for n in _OTHERS),
     requests_section, ledger_section, _recording,

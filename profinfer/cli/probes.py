@@ -152,7 +152,8 @@ def _facts(program: Program, plan: ProbePlan) -> Table:
 
 def _layout(plan: ProbePlan) -> tuple[str]:
     if plan.layout is None:
-        needed = plan.level != "token"
+        process = any(p.role == "call.process" for p in plan.probes)  # its batch is a struct, too
+        needed = plan.level != "token" or process
         return ("[yellow]unknown[/yellow]" if needed else "not needed at this level",)
     offsets = plan.facts.offsets
     named = ", ".join(f"{k} {v}" for k, (v, _f) in list(offsets.items())[:_SHOWN_FACTS])

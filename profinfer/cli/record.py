@@ -310,6 +310,6 @@ def _print_bpf(plan: ProbePlan | None, options: RecordOptions) -> int:
 def _warn_reduced(plan: ProbePlan, level: str) -> None:
     """Say before the run what this build does not let us see."""
     if level == "op" and plan.ops.mode == "none":
-        seen = "graph" if plan.layout is not None else "token"
+        seen = "graph" if plan.reads_graphs else "token"
         click.echo(f"profinfer: {seen} level only: {plan.ops.why}", err=True)
         click.echo(f"  see: profinfer probes {plan.images[0].elf.path}", err=True)

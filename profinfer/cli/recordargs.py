@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import click
+
 from profinfer.errors import UsageProblem
 
 if TYPE_CHECKING:
@@ -31,6 +33,7 @@ def counters_of(listed: str | None, preset: str | None, level: str) -> tuple[Cou
     import platform
 
     from profinfer.capture.counters import CounterNames
+    from profinfer.capture.cpukinds import cpu_kinds
     from profinfer.capture.presets import preset as counters_of_preset
 
     if listed is None and preset is None:
@@ -40,17 +43,19 @@ def counters_of(listed: str | None, preset: str | None, level: str) -> tuple[Cou
             "--preset names counters, and so does --counters", hint="give one of them"
         )
     names = CounterNames()
-    found = (
-        names.parse(listed)
-        if listed is not None
-        else counters_of_preset(preset or "", platform.machine(), names)
-    )
+    if listed is not None:
+        found = tuple(names.parse(listed))
+    else:
+        chosen = counters_of_preset(preset or "", cpu_kinds(platform.machine()), names)
+        found = chosen.counters
+        for note in chosen.notes:
+            click.echo(f"profinfer: --preset {preset}: {note}", err=True)
     if level != "op" and not all(counter.system for counter in found):
         raise UsageProblem(
             f"counters are read at operators, and --level {level} has none",
             hint="leave out --level",
         )
-    return tuple(found)
+    return found
 
 
 def only_of(

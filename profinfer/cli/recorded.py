@@ -64,7 +64,7 @@ def finish(result: RecordResult, options: RecordOptions) -> int:
     calls = f"{format_count(result.calls)} calls"
     # Where the batch could not be read, the report counts tokens from the graphs' shapes.
     parts = [f"{format_count(result.tokens)} tokens in {calls}" if result.tokens else calls]
-    if plan.layout is not None:
+    if plan.reads_graphs:
         parts.append(f"{format_count(result.graphs)} graphs")
     if plan.ops.mode != "none":
         parts.append(f"{format_count(result.operators)} operator records")

@@ -93,6 +93,7 @@ def check_level(trace: Trace, asked: ReportOptions) -> None:
         UsageProblem: it was not recorded with what is asked for.
     """
     from profinfer.analysis.correction import probe_cost_ns
+    from profinfer.analysis.counters import not_counted
 
     if not len(trace.calls) and not len(trace.graphs):
         if trace.meta.nothing_probed:
@@ -135,9 +136,13 @@ def check_level(trace: Trace, asked: ReportOptions) -> None:
         and not trace.meta.plan.counters
         and (asked.by is not None or not len(trace.system_counters))
     ):
+        gone = ", ".join(not_counted(trace))
         raise UsageProblem(
-            f"{trace.path} was recorded without counters",
-            "profinfer record --preset faults -- PROGRAM ...",
+            f"{trace.path} was recorded without counters"
+            + (f": {gone} were asked for, and this machine does not count them" if gone else ""),
+            "profinfer record --preset faults -- PROGRAM ..., which every machine counts"
+            if gone
+            else "profinfer record --preset faults -- PROGRAM ...",
         )
     if asked.op is not None and asked.op not in trace.nodes["op"].cat.categories:
         ran = trace.nodes["op"][~trace.nodes["empty"]].unique()

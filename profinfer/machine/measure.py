@@ -93,6 +93,7 @@ def measure(
     """
     size = array_megabytes(machine.memory_bytes)
     each = seconds / (len(KINDS) * len(threads))
+    cpus = len(os.sched_getaffinity(0))
     roofs: list[Roof] = []
     with tempfile.TemporaryDirectory(prefix="profinfer-") as scratch:
         command, method = _kernel(Path(scratch))
@@ -110,19 +111,20 @@ def measure(
                     f"the kernel failed with {count} threads ({done.returncode}): {said}",
                     "profinfer calibrate --threads 1",
                 )
-            roofs += summed(count, map(json.loads, done.stdout.splitlines()))
+            roofs += summed(count, map(json.loads, done.stdout.splitlines()), cpus=cpus)
     now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
     return Calibration(machine, now, method, tuple(roofs))
 
 
-def summed(threads: int, lines: Iterable[dict[str, Any]]) -> list[Roof]:
+def summed(threads: int, lines: Iterable[dict[str, Any]], *, cpus: int) -> list[Roof]:
     """One Roof a kind, from the lines of a kernel.
 
     Only undisturbed repeats count, unless there are too few. Then arithmetic, which goes on as
-    long as a thread has its CPU, is set in proportion to the CPU time that the threads had;
-    bandwidth, which others use as well, is not.
+    long as a thread has its CPU, is set in proportion to the CPU time that the threads had of what
+    so many CPUs have; bandwidth, which others use as well, is not.
     """
     found: dict[str, list[tuple[float, float]]] = {}
+    could = min(1.0, cpus / threads)
     for line in lines:
         found.setdefault(line["kind"], []).append((line["per_s"], line["cpu"]))
     out = []
@@ -133,7 +135,8 @@ def summed(threads: int, lines: Iterable[dict[str, Any]]) -> list[Roof]:
         else:
             in_proportion = kind in ("fp32", "int8")
             rates = sorted(
-                rate / cpu if in_proportion and cpu > 0 else rate for rate, cpu in repeats
+                rate * could / cpu if in_proportion and 0 < cpu < could else rate
+                for rate, cpu in repeats
             )
         middle = statistics.median(rates)
         low, high = (rates[round(q * (len(rates) - 1))] for q in (0.1, 0.9))

@@ -7,7 +7,7 @@ library only: reports use it on machines that measure nothing.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Self
 
 SCHEMA = "profinfer.calibration/1"
@@ -115,13 +115,25 @@ class Calibration:
         best = {r.kind: r.best for r in self.roofs if r.threads == at}
         return best["read"], best["fp32"], max(best.get("int8", 0.0), best["fp32"])
 
+    def with_others_of(self, before: Self) -> Self:
+        """This, and the numbers of threads that only an earlier one of the same method measured.
+
+        The date is then that of the earlier one: nothing is made to look newer than it is.
+        """
+        old = tuple(r for r in before.roofs if r.threads not in self.threads)
+        if before.method != self.method or not old:
+            return self
+        return replace(self, created_utc=before.created_utc, roofs=(*old, *self.roofs))
+
     def to_json(self) -> dict[str, Any]:
         """The JSON object."""
         return {"schema": SCHEMA, **asdict(self), "roofs": [asdict(r) for r in self.roofs]}
 
     @classmethod
     def from_json(cls, data: object) -> Self:
-        """Read what ``to_json`` gave.
+        """Read what ``to_json`` gave, but for roofs of more threads than the machine has CPUs.
+
+        Earlier versions measured those, and no machine has what came out.
 
         Raises:
             BadCalibration: another schema, or something is missing or of the wrong type.
@@ -136,6 +148,7 @@ class Calibration:
                     float(r["spread"]), int(r["repeats"]), int(r["undisturbed"]),
                 )
                 for r in data["roofs"]
+                if not machine["cpus"] or int(r["threads"]) <= int(machine["cpus"])
             )  # fmt: skip
             found = cls(
                 Machine(machine["cpu_model"], machine["cpus"], machine["memory_bytes"]),

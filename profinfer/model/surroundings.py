@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+# Counters of the kernel that count nanoseconds. sysfs, which has the units of others, lacks them.
+CLOCKS = ("task-clock", "cpu-clock")
 _QUOTA = ("periods", "throttled", "throttled_ns")
 
 
@@ -52,10 +54,15 @@ def system_counters(notes: Iterable[Any], facts: dict[str, Any]) -> pd.DataFrame
             "ts_ns": np.repeat(np.array([ts for ts, _ in told], np.int64), len(listed)),
             "name": pd.Categorical(names * n, categories=list(dict.fromkeys(names))),
             "value": (value * scale).reshape(-1),
-            "unit": [str(c.get("unit") or "") for c in listed] * n,
+            "unit": [str(c.get("unit") or unit_of(str(c.get("name")))) for c in listed] * n,
             "running": np.minimum(running, 1.0).reshape(-1),
         }
     )
+
+
+def unit_of(name: str) -> str:
+    """``ns`` for clocks such as ``system:task-clock:u``, "" for events."""
+    return "ns" if name.removeprefix("system:").partition(":")[0] in CLOCKS else ""
 
 
 def _whole(value: Any) -> bool:

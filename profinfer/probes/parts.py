@@ -92,13 +92,16 @@ class OpsPlan:
     cost_ns: int = 0
 
 
+_GRAPH_ROLES = ("graph", "split", "leafs")
+
+
 @dataclass(frozen=True)
 class ProbePlan:
     """What will be probed in a program.
 
     Attributes:
         level: asked for; ``ops.mode`` tells whether level op is really there.
-        layout: offsets for reading graphs; None below level graph, or if not known.
+        layout: offsets of the engine's structs, None if not known. Level token reads batches only.
         facts: engine version, op and type tables.
     """
 
@@ -109,6 +112,11 @@ class ProbePlan:
     layout: Layout | None
     facts: EngineFacts
     images: tuple[EngineImage, ...]
+
+    @property
+    def reads_graphs(self) -> bool:
+        """Graphs and their tensors are walked over."""
+        return self.layout is not None and any(p.role in _GRAPH_ROLES for p in self.probes)
 
     def to_json(self) -> dict[str, Any]:
         """The ``plan`` object of the trace's metadata."""
@@ -152,5 +160,5 @@ class ProbePlan:
             "glu_ops": list(facts.glu_ops),
             "types": list(facts.types),
             "types_evidence": facts.evidence.get("types"),
-            "functions": backend_functions(self.images) if self.layout else [],
+            "functions": backend_functions(self.images) if self.reads_graphs else [],
         }

@@ -53,6 +53,8 @@ def make_plan(program: Program, level: str = "op") -> ProbePlan:
             draft.skip(spec.names[0], spec.role, why_not)
         else:
             draft.add_spec(spec)
+    if layout is None and any(p.role == "call.process" for p in draft.probes):
+        draft.skip("struct llama_batch_ext", "call.process", f"tokens are not counted: {why_not}")
     if not any(p.role == "sample" for p in draft.probes):
         draft.add_spec(SAMPLER_FALLBACK)
     if not any(p.role.startswith("call.") or p.role == "graph" for p in draft.probes):
@@ -69,7 +71,7 @@ def make_plan(program: Program, level: str = "op") -> ProbePlan:
         probes=tuple(draft.probes),
         skipped=tuple(draft.skipped),
         ops=ops,
-        layout=layout if wanted >= Level.graph else None,
+        layout=layout,
         facts=facts,
         images=program.images,
     )

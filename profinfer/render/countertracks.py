@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from profinfer.analysis.counters import CLOCKS
+from profinfer.model.surroundings import CLOCKS
 from profinfer.render.events import Points
 from profinfer.render.opblocks import OpBlock
 from profinfer.render.packets import Packets, Track

@@ -151,7 +151,7 @@ class Timeline:
 
 def _nodes(trace: Trace) -> pd.DataFrame:
     """The nodes, with their work, and what an execution took and counted in the mean."""
-    work, _ = per_execution(trace)
+    work = per_execution(trace)
     walls = trace.op_walls
     node, n = ints(walls, "node_id"), len(trace.nodes)
     took = np.bincount(node, ints(walls, "release_ns") - ints(walls, "begin_ns"), n)

@@ -95,6 +95,10 @@ def test_compute_wait_and_gaps_explain_the_graphs(run: Run) -> None:
 
 
 def test_tokens_and_speed_agree_with_the_engine(run: Run) -> None:
+    assert_agree(run)
+
+
+def assert_agree(run: Run) -> None:
     """llama.cpp prints its own counts and tokens per second; ours differ by at most 2 %."""
     printed = {m[0]: (float(m[1]), int(m[2]), float(m[3])) for m in TIMING.findall(run.stderr)}
     assert set(printed) == {"prompt eval", "eval"}
@@ -105,6 +109,23 @@ def test_tokens_and_speed_agree_with_the_engine(run: Run) -> None:
         assert ours["n_tokens"].sum() == count
         seconds = (ours["end_ns"] - ours["begin_ns"]).sum() / 1e9
         assert count / seconds == pytest.approx(speed, rel=0.02)
+
+
+@pytest.mark.parametrize("level", ["token", "graph"])
+def test_tokens_are_known_at_every_level(
+    level: str, tmp_path: Path, llama_bin: Path, smollm2: Path, run_profinfer
+) -> None:
+    command = _command(
+        llama_bin, "llama-completion", smollm2, "-n", "16", "-no-cnv", "--temp", "0", "--ignore-eos"
+    )
+    path = tmp_path / "trace.pf"
+    done = run_profinfer("record", "-o", path, "--level", level, "--", *command, timeout=400)
+    assert done.returncode == 0, done.stderr
+    trace = Trace.open(path)
+    assert_agree(Run(trace, done.stderr))
+    assert bool(len(trace.graphs)) == (level == "graph") and not len(trace.ops)
+    shown = run_profinfer("report", path)
+    assert "TPOT p50" in shown.stdout and "TTFT" in shown.stdout, shown.stderr
 
 
 def test_warm_up_is_told_apart(run: Run) -> None:

@@ -129,3 +129,14 @@ def test_self_check_names_what_is_wrong(tmp_path: Path) -> None:
     assert "trailer" in said
     trace = Trace.open(run.builder.write(tmp_path / "t.pf"))
     assert any("3 graph_begin records" in n.text for n in overview.overview(trace).notes)
+
+
+def test_time_in_graphs_that_nobody_saw_is_not_zero(tmp_path: Path) -> None:
+    builder = TraceBuilder(plan={"level": "token"})
+    for ts in (1_000_000, 2_000_000):
+        builder.call_begin(77, ts, n_tokens=1, pos_first=ts // 1_000_000, pos_last=-1, seq=0)
+        builder.call_end(77, ts + 500_000)
+    only_calls = Trace.open(builder.write(tmp_path / "calls.pf"))
+    result = tokens.tokens(only_calls, only_calls.select(unsampled=True))
+    assert len(result.frame) == 2 and result.frame["graph_ns"].isna().all()
+    assert result.total is not None and result.total["graph_ns"] is None

@@ -12,8 +12,10 @@ from profinfer.analysis.bandwidth import bandwidth_wall
 from profinfer.analysis.findings import findings
 from profinfer.model.trace import Trace
 
+CPUS = 4
 
-def calibration(read: dict[int, float]) -> dict[str, Any]:
+
+def calibration(read: dict[int, float], cpus: int = 2) -> dict[str, Any]:
     """Threads -> bytes a second; the arithmetic is never the wall."""
     common = {"spread": 0.01, "repeats": 25, "undisturbed": 20}
     roofs = [
@@ -23,7 +25,7 @@ def calibration(read: dict[int, float]) -> dict[str, Any]:
     ]
     return {
         "schema": "profinfer.calibration/1",
-        "machine": {"cpu_model": "Example CPU", "cpus": 2, "memory_bytes": 8 << 30},
+        "machine": {"cpu_model": "Example CPU", "cpus": cpus, "memory_bytes": 8 << 30},
         "created_utc": "2026-11-24T10:00:00Z",
         "method": "by hand",
         "roofs": roofs,
@@ -31,7 +33,7 @@ def calibration(read: dict[int, float]) -> dict[str, Any]:
 
 
 def trace_with(tmp_path: Path, read: dict[int, float]) -> Trace:
-    run = sample_run(compute=1000, calibration=calibration(read))
+    run = sample_run(compute=1000, calibration=calibration(read, CPUS), host={"cpus_online": CPUS})
     return Trace.open(run.builder.write(tmp_path / "t.pf"))
 
 
@@ -61,6 +63,11 @@ def test_more_threads_would_help(tmp_path: Path, moved: float) -> None:
     # Half of what memory takes, which is 90 % of the operators' time.
     walls = trace.sums(trace.select(phase="decode")).wall.sum()
     assert said.prize.ns == pytest.approx(0.45 * walls, rel=0.01)
+
+
+def test_more_threads_than_cpus_are_no_advice(tmp_path: Path, moved: float) -> None:
+    said = bandwidth_wall(trace_with(tmp_path, {2: moved / 0.9, 99: 20 * moved}))
+    assert said is not None and said.prize is None and said.tries != "-t 99"
 
 
 def test_far_from_the_wall(tmp_path: Path, moved: float) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -40,7 +42,7 @@ def lines(kind: str, *repeats: tuple[float, float]) -> list[dict[str, object]]:
 
 def test_disturbed_repeats_do_not_count_if_there_are_others() -> None:
     found = lines("read", (10, 1.0), (9, 1.0), (8, 0.97), (30, 0.5), (2, 0.6))
-    (roof,) = measure.summed(2, found)
+    (roof,) = measure.summed(2, found, cpus=2)
     assert (roof.kind, roof.threads, roof.best, roof.median) == ("read", 2, 10, 9)
     assert (roof.repeats, roof.undisturbed) == (5, 3)
     assert roof.spread == pytest.approx(2 / 9)
@@ -48,13 +50,21 @@ def test_disturbed_repeats_do_not_count_if_there_are_others() -> None:
 
 
 def test_too_few_undisturbed_repeats_are_said() -> None:
-    (roof,) = measure.summed(1, lines("fp32", *[(100.0, 0.5)] * 9, (101.0, 1.0)))
+    (roof,) = measure.summed(1, lines("fp32", *[(100.0, 0.5)] * 9, (101.0, 1.0)), cpus=2)
     assert (roof.best, roof.median) == (200, 200)  # half of the CPUs did 100
-    (read,) = measure.summed(1, lines("read", *[(100.0, 0.5)] * 9, (101.0, 1.0)))
+    (read,) = measure.summed(1, lines("read", *[(100.0, 0.5)] * 9, (101.0, 1.0)), cpus=2)
     assert read.best == 101 and read.doubt == roof.doubt
     assert roof.doubt == "disturbed: in 9 of 10 repeats something else used the CPUs"
-    (roof,) = measure.summed(1, lines("fp32", *[(100.0, 1.0)] * 9))
+    (roof,) = measure.summed(1, lines("fp32", *[(100.0, 1.0)] * 9), cpus=2)
     assert roof.doubt == "" and roof.spread == 0
+
+
+def test_threads_without_a_cpu_each_add_nothing() -> None:
+    """Of 8 threads on 2 CPUs each has a quarter of one: that is not what 8 CPUs would do."""
+    (roof,) = measure.summed(8, lines("fp32", *[(236.0, 0.25)] * 9), cpus=2)
+    assert roof.best == 236 and roof.doubt
+    (roof,) = measure.summed(8, lines("fp32", *[(118.0, 0.125)] * 9), cpus=2)
+    assert roof.best == 236  # something else had half of both
 
 
 def test_numbers_of_threads() -> None:
@@ -82,6 +92,21 @@ def test_arrays_are_larger_than_all_last_caches(tmp_path: Path) -> None:
 def test_a_roof_for_other_numbers_of_threads() -> None:
     made = calibration(threads=(1, 2, 4))
     assert [made.at(n) for n in (1, 2, 3, 4, 8)] == [1, 2, 2, 4, 4]
+
+
+def test_roofs_of_threads_without_a_cpu_are_not_read() -> None:
+    made = calibration(threads=(1, 2, 8, 99))
+    assert Calibration.from_json(made.to_json()) == calibration(threads=(1, 2))
+
+
+def test_other_numbers_of_threads_stay() -> None:
+    old, new = calibration(threads=(1, 2)), calibration(threads=(1,))
+    new = replace(new, created_utc="2026-12-01T10:00:00Z", roofs=(*new.roofs[:3],))
+    both = new.with_others_of(old)
+    assert both.threads == (1, 2) and both.created_utc == old.created_utc
+    assert both.roof("int8", 1) is None and both.roof("int8", 2) is not None
+    assert replace(new, method="another").with_others_of(old).threads == (1,)
+    assert calibration().with_others_of(old).created_utc == old.created_utc
 
 
 def test_json_and_back() -> None:
@@ -137,7 +162,7 @@ def test_the_numpy_kernel_prints_the_same_lines() -> None:
         [sys.executable, "-m", "profinfer.machine.numpy_kernel", *arguments],
         capture_output=True, text=True, check=True,
     )  # fmt: skip
-    found = measure.summed(1, map(json.loads, done.stdout.splitlines()))
+    found = measure.summed(1, map(json.loads, done.stdout.splitlines()), cpus=1)
     assert [roof.kind for roof in found] == ["read", "triad", "fp32"]
     assert all(roof.best > 1e6 for roof in found)
 
@@ -155,6 +180,10 @@ def test_the_command(
         return calibration(machine, counts)
 
     monkeypatch.setattr(measure, "measure", quick)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1})
+    assert run(command, ["--threads", "1,2,8"]) == 2
+    assert "8 threads would share 2 CPUs" in (said := capsys.readouterr().err)
+    assert "--threads 1,2" in said
     assert run(command, ["--threads", "2,1"]) == 0
     said = capsys.readouterr()
     assert "kept in" in said.err and "GFLOP/s" in said.out
@@ -162,6 +191,9 @@ def test_the_command(
     assert run(command, ["--show", "--json"]) == 0
     kept = Calibration.from_json(json.loads(capsys.readouterr().out))
     assert kept.machine == this_machine() and kept.threads == (1, 2)
+    assert run(command, ["--threads", "1"]) == 0
+    assert "the roofs of 2 threads, 2026-11-24, are kept" in capsys.readouterr().err
+    assert (found := store.load(this_machine())) is not None and found.threads == (1, 2)
     assert run(command, ["--threads", "two"]) == 2
     assert "--threads 1,2,4" in capsys.readouterr().err
     (own_state).chmod(0o755)

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from profinfer.capture.counters import Counter, CounterNames, Encoding
+from profinfer.capture.cpukinds import cpu_kinds
 from profinfer.capture.perfevents import Refused, attr, open_counters, refusal
 from profinfer.capture.presets import preset
 from profinfer.errors import UsageProblem
@@ -156,22 +157,74 @@ def test_one_line_for_what_is_not_known(x86: CounterNames, text: str, said: str,
     assert "\n" not in caught.value.message
 
 
+A55, A76, N1 = "arm64 0x41 0xd05", "arm64 0x41 0xd0b", "arm64 0x41 0xd0c"
+
+
 def test_memory_on_a76(rk3588: CounterNames) -> None:
-    read, write = preset("memory", "aarch64", rk3588)
+    """Beside cores of another kind, of which nobody says what an event moves."""
+    cpus = dict.fromkeys(range(4), A55) | dict.fromkeys(range(4, 8), A76)
+    made = preset("memory", cpus, rk3588)
+    read, write = made.counters
     assert (read.name, read.bytes, read.direction) == ("l3d_cache_refill", 64, "read")
     # This kernel lists no mem_access_wr; the code is the architecture's.
     assert (write.name, write.bytes, write.direction) == ("r67", 16, "write")
-    assert write.encodings[1].config == 0x67
+    for counter in made.counters:
+        assert [(e.type, e.cpus) for e in counter.encodings] == [(9, frozenset(range(4, 8)))]
+    assert write.encodings[0].config == 0x67
+    assert made.notes == ("counted on Cortex-A76 alone: of CPUs 0,1,2,3 the bytes are not known",)
+
+
+@pytest.mark.parametrize("kind", [A55, N1, "arm64 0x61 0x22", "arm64"])
+def test_no_bytes_of_cores_that_nobody_measured(rk3588: CounterNames, kind: str) -> None:
+    made = preset("memory", dict.fromkeys(range(8), kind), rk3588)
+    assert [c.name for c in made.counters] == ["l3d_cache_refill", "r67"]
+    assert not any(c.bytes or c.direction for c in made.counters)
+    assert made.notes == (f"bytes of an event are not known for {kind}: counts only",)
+
+
+def test_cores_that_one_pmu_counts_are_not_told_apart(x86: CounterNames) -> None:
+    made = preset("memory", {0: A55, 1: A76}, x86)
+    assert not any(c.bytes for c in made.counters) and len(made.notes) == 1
+
+
+@pytest.mark.parametrize(
+    ("kind", "config", "size"),
+    [
+        ("x86 AuthenticAMD 23", 0x4843, 64),
+        ("x86 AuthenticAMD 25", 0x4844, 64),
+        ("x86 AuthenticAMD 26", 0x4844, 0),
+    ],
+)
+def test_memory_on_zen(x86: CounterNames, kind: str, config: int, size: int) -> None:
+    """LLC-load-misses cannot be opened there, and no event of a core counts writes."""
+    made = preset("memory", {0: kind, 1: kind}, x86)
+    (read,) = made.counters
+    assert (read.encodings[0].config, read.bytes) == (config, size)
+    assert read.name.startswith("ls_") and any("writes" in note for note in made.notes)
+    assert any("counts only" in note for note in made.notes) == (size == 0)
 
 
 def test_presets_on_x86(x86: CounterNames) -> None:
-    read, write = preset("memory", "x86_64", x86)
+    intel = {0: "x86 GenuineIntel 6"}
+    read, write = preset("memory", intel, x86).counters
     assert (read.name, read.bytes) == ("LLC-load-misses", 64)
     assert (write.direction, write.bytes) == ("write", 64)
-    assert not any(counter.hardware for counter in preset("faults", "x86_64", x86))
-    assert "instructions" in [counter.name for counter in preset("stalls", "x86_64", x86)]
+    assert not any(c.bytes for c in preset("memory", {0: "x86 CentaurHauls 7"}, x86).counters)
+    assert not any(counter.hardware for counter in preset("faults", intel, x86).counters)
+    assert "instructions" in [counter.name for counter in preset("stalls", intel, x86).counters]
     with pytest.raises(UsageProblem, match="no preset memory for riscv64"):
-        preset("memory", "riscv64", x86)
+        preset("memory", {0: "riscv64"}, x86)
+
+
+def test_kinds_of_cpus(tmp_path: Path) -> None:
+    file = tmp_path / "cpuinfo"
+    amd = "processor\t: {}\nvendor_id\t: AuthenticAMD\ncpu family\t: 25\nmodel\t: 17\n"
+    file.write_text("\n".join(amd.format(n) for n in range(2)))
+    assert cpu_kinds("x86_64", file) == dict.fromkeys(range(2), "x86 AuthenticAMD 25")
+    arm = "processor\t: {}\nCPU implementer\t: 0x41\nCPU part\t: {}\n"
+    file.write_text(arm.format(0, "0xd05") + "\n" + arm.format(4, "0xd0b") + "\nSerial\t: 1\n")
+    assert cpu_kinds("aarch64", file) == {0: A55, 4: A76}
+    assert cpu_kinds("riscv64", tmp_path / "nothing") == {0: "riscv64"}
 
 
 def test_what_the_kernel_is_asked(x86: CounterNames) -> None:

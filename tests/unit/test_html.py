@@ -16,6 +16,7 @@ from kvruns import kv_run
 from profinfer.analysis.result import Column, Note, Result
 from profinfer.cli import run
 from profinfer.cli.report import command
+from profinfer.model.trace import Trace
 from profinfer.render.html import bars, plot
 from profinfer.render.html.charts import Axis, Bars, Plot, Series
 from profinfer.render.html.drawing import NARROW, WIDE
@@ -95,6 +96,16 @@ def test_experts_and_the_graph_have_their_sections(page: Callable[[str], Path]) 
     ids = [a["id"] for _, a in checked(page("generation")).tags if a.get("id")]
     assert "graph" in ids and "experts" not in ids
     assert shutil.which("dot") is None or "layer-graph" in ids
+
+
+def test_counters_have_their_section(page: Callable[[str], Path], tmp_path: Path) -> None:
+    checker = checked(page("counted"))
+    ids = [a["id"] for _, a in checker.tags if a.get("id")]
+    assert {"counters", "counters-counters_by_op"} <= set(ids)
+    text = page("counted").read_text()
+    names = [c.name for c in Trace.open(GOLDEN / "counted.pf").meta.plan.counters]
+    assert names and all(name in text for name in names)
+    assert "counters" not in [a.get("id") for _, a in checked(page("generation")).tags]
 
 
 def test_without_graphviz_the_page_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

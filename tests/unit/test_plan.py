@@ -69,7 +69,7 @@ def test_levels_include_less(build_fake_ggml: Any) -> None:
     assert {p.role.split(".")[0] for p in token.probes} == {"call", "sample", "warmup"}
     assert {p.role.split(".")[0] for p in graph.probes} >= {"split", "graph", "leafs", "call"}
     assert not any(p.role.startswith("op.") for p in graph.probes)
-    assert token.layout is None and graph.layout is not None
+    assert graph.reads_graphs and not token.reads_graphs
 
 
 def test_stripped_libraries_get_the_same_sites(build_fake_ggml: Any, tmp_path: Path) -> None:
@@ -175,3 +175,22 @@ def test_the_real_engine() -> None:
     stepped = [p.function for p in plan.probes if not p.emulated]
     # Both are rare: a context's warm-up, and waits for events of devices that have any.
     assert set(stepped) <= {"llama_set_warmup", "ggml_backend_event_synchronize"}
+
+
+@pytest.mark.skipif(not LLAMA_BIN.is_dir(), reason="no llama.cpp build (run: make setup)")
+def test_batches_are_read_at_every_level() -> None:
+    """llama_process takes a struct of the engine, without which there are no tokens."""
+    plan = plan_of(LLAMA_BIN / "llama-completion", "token")
+    assert plan.layout is not None and {"tokens", "pos"} <= plan.layout.batch_ext.keys()
+    assert not plan.reads_graphs
+
+
+def test_tokens_that_cannot_be_counted_are_said(tmp_path: Path) -> None:
+    (tmp_path / "e.c").write_text(
+        "int llama_process(void *c, int t, void *b) { return !c; }"
+        "int ggml_graph_compute(void *g) { return !g; }"
+    )
+    out = tmp_path / "libodd.so"
+    subprocess.run(["cc", "-shared", "-fPIC", "-o", out, tmp_path / "e.c"], check=True)
+    skipped = {s.function: s.reason for s in plan_of(out, "token").skipped}
+    assert "tokens are not counted" in skipped["struct llama_batch_ext"]

@@ -10,6 +10,8 @@ from builders import TraceBuilder, sample_run
 from profinfer.cli import run
 from profinfer.cli.report import command
 
+GOLDEN = Path(__file__).parents[1] / "golden"
+
 
 @pytest.fixture
 def sample(tmp_path: Path) -> Path:
@@ -154,3 +156,22 @@ def test_a_damaged_trace_is_reported_or_refused_never_a_crash(
     said = capsys.readouterr()
     assert "internal error" not in said.err
     assert all(len(line) <= 80 for line in said.out.splitlines())
+
+
+def test_the_plain_report_says_what_was_counted(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(command, [str(GOLDEN / "counted.pf")]) == 0
+    assert "report TRACE --counters" in " ".join(capsys.readouterr().out.split())
+    assert run(command, [str(GOLDEN / "generation.pf")]) == 0
+    assert "--counters" not in capsys.readouterr().out
+
+
+def test_counters_that_the_machine_refused_are_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    builder = TraceBuilder(options={"counters": ["LLC-load-misses", "LLC-store-misses"]})
+    trace = str(sample_run(builder=builder).builder.write(tmp_path / "t.pf"))
+    assert run(command, [trace]) == 0
+    assert "refused: LLC-load-misses, LLC-store-misses" in capsys.readouterr().out
+    assert run(command, [trace, "--counters"]) == 2
+    said = capsys.readouterr().err
+    assert "LLC-load-misses, LLC-store-misses were asked for" in said and "--preset faults" in said

@@ -32,8 +32,13 @@ def own_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("SUDO_USER", raising=False)
 
 
-def one_product(tmp_path: Path, ns: int, op: str = "MUL_MAT") -> Trace:
-    """A 512 x 1024 product in q8_0 with one column that takes ``ns`` on both threads."""
+def one_product(
+    tmp_path: Path, ns: int, op: str = "MUL_MAT", away: tuple[int, int] | None = None
+) -> Trace:
+    """A 512 x 1024 product in q8_0 with one column that takes ``ns`` on both threads.
+
+    From ``away[0]`` to ``away[1]`` ns after its begin other processes have the CPUs.
+    """
     w = Node("blk.0.ffn_up.weight", "NONE", "q8_0", (1024, 512), flags=0)
     x = Node("x", "NONE", "f32", (1024,), flags=0)
     node = Node("ffn_up-0", op, "f32", (512,), (w, x))
@@ -41,6 +46,11 @@ def one_product(tmp_path: Path, ns: int, op: str = "MUL_MAT") -> Trace:
     builder.call_begin(77, 1_000_000, n_tokens=1, pos_first=3, pos_last=3)
     graph = Graph([node, Node("out (view)", "VIEW", "f32", (512,), (node,), view_src=node)], [w, x])
     builder.define(graph, 77, 1_000_400)
+    for tid in (77, 78) if away else ():
+        other = (900 + tid, 900 + tid, "busy")
+        builder.sched(tid, 999_000, "in", cpu=tid - 77)
+        builder.sched(tid, 1_000_500 + away[0], "preempt", cpu=tid - 77, other=other)
+        builder.sched(tid, 1_000_500 + away[1], "in", cpu=tid - 77, other=other)
     truth = builder.run_graph(graph, begin=1_000_500, compute=ns)
     builder.call_end(77, truth.end_ns + 10)
     return Trace.open(builder.write(tmp_path / "t.pf"))
@@ -72,11 +82,25 @@ def test_rates_and_shares_by_hand(tmp_path: Path) -> None:
         (Facts(0.3, 0.1, 0.3, 1.0, 0.1, 5e3), "latency", "5.00 µs each"),
         (Facts(0.3, 0.1, 0.3, 1.0, float("nan"), 5e3), "latency", "5.00 µs each"),
         (Facts(0.3, 0.1, 0.3, 1.0, 0.1, 5e4), "neither", "far below both roofs"),
+        (Facts(0.3, 0.1, 0.3, 1.0, 0.1, 5e4, 0.98), "neither", "far below both roofs"),
+        (Facts(0.3, 0.1, 0.3, 1.0, 0.4, 5e3, 0.22), "no CPU", "on a CPU for 22 % of its"),
+        (Facts(0.7, 0.2, 0.7, 1.0, 0.4, 1e6, 0.70), "memory", "70 % of the memory roof"),
     ],
 )
 def test_verdicts(facts: Facts, bound: str, evidence: str) -> None:
     found = verdict(facts)
     assert found[0] == bound and found[1].startswith(evidence)
+
+
+def test_threads_without_a_cpu_are_what_bounds(tmp_path: Path) -> None:
+    calibration = made(read=100e9, fp32=500e9)  # far away
+    for away, bound in (((10_000, 90_000), "no CPU"), ((10_000, 20_000), "neither")):
+        trace = one_product(tmp_path, 100_000, away=away)
+        result = roofline(trace, trace.select(), "op", Found(calibration, "trace"))
+        (row,) = result.frame.to_dict("records")
+        assert row["bound"] == bound
+        assert row["on_cpu"] == pytest.approx(1 - (away[1] - away[0]) / 100_000, abs=0.01)
+    assert "of its computing" not in row["evidence"]
 
 
 def test_without_a_calibration_there_is_no_roof_but_a_line(tmp_path: Path) -> None:

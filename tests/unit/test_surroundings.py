@@ -152,7 +152,7 @@ def test_a_reading_has_what_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 SECOND = 1_000_000_000
 
 
-def recorded(tmp_path: Path) -> Trace:
+def recorded(tmp_path: Path, clock: bool = False) -> Trace:
     """CPU 0 at 1.2 GHz for the last 60 % of the run; CPU 1 is slow too, but nobody runs there."""
     builder = TraceBuilder()
     run = sample_run(builder=builder)
@@ -163,6 +163,7 @@ def recorded(tmp_path: Path) -> Trace:
         "counters": [
             {"name": "uncore_imc/cas_count_read/", "cpus": [0], "scale": 2.0**-14, "unit": "MiB"},
             {"name": "system:context-switches", "cpus": [0, 1], "scale": 1.0, "unit": ""},
+            *([{"name": "system:task-clock:u", "cpus": [0], "scale": 1.0, "unit": ""}] * clock),
         ],
         "clocks": {"0": {"max_khz": 3_400_000}, "1": {"max_khz": 3_400_000}},
         "throttles": {"begin": {"core": 3, "package": 1}, "end": {"core": 9, "package": 1}},
@@ -173,12 +174,13 @@ def recorded(tmp_path: Path) -> Trace:
         builder.json_chunk(4, {"ts": ts, "what": "surroundings", **what})
 
     quota = {"periods": 10, "throttled": 2, "throttled_ns": 5_000_000}
-    note(begin - SECOND, counters=[[1000, 10, 10], [5, 10, 10]], quota=quota,
+    one, two = ([[7, 10, 10]] * clock, [[7 + 3_500_000, 1010, 1010]] * clock)
+    note(begin - SECOND, counters=[[1000, 10, 10], [5, 10, 10], *one], quota=quota,
          khz={"0": 3_400_000, "1": 800_000})  # fmt: skip
     note(begin + (end - begin) * 4 // 10, khz={"0": 1_200_000})
     more = {"periods": 20, "throttled": 5, "throttled_ns": 45_000_000}
     # Of the second counter only half of the time: 30 were seen, 60 are reckoned with.
-    note(end - 1, counters=[[1000 + (3 << 14), 1010, 1010], [35, 1010, 510]], quota=more)
+    note(end - 1, counters=[[1000 + (3 << 14), 1010, 1010], [35, 1010, 510], *two], quota=more)
     note(end, counters=[[1, 1, 1]])  # malformed: of one counter only
     return Trace.open(builder.write(tmp_path / "t.pf"))
 
@@ -205,6 +207,14 @@ def test_system_counters_view(tmp_path: Path) -> None:
     assert reads["per_token"] == pytest.approx(3.0 / trace.calls["n_tokens"].sum())
     assert rows.loc["system:context-switches", "total"] == 60
     assert any("system:context-switches 50 %" in note.text for note in result.notes)
+
+
+def test_clocks_of_the_kernel_count_time(tmp_path: Path) -> None:
+    trace = recorded(tmp_path, clock=True)
+    assert trace.system_counters["unit"].tolist() == 2 * ["MiB", "", "ns"]
+    clock = views.system_counters(trace).frame.set_index("name").loc["system:task-clock:u"]
+    assert (clock["total"], clock["unit"]) == (3.5, "ms")
+    assert clock["per_s"] == pytest.approx(3.5, rel=0.01)
 
 
 def test_a_slow_clock_and_heat_are_findings(tmp_path: Path) -> None:

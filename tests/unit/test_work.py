@@ -33,7 +33,7 @@ def work_of(tmp_path: Path, node: Node) -> Work:
     """Work of one node whose sources are leafs; another one ends the graph."""
     leafs = [s for s in node.src if s]
     end = Node("end", "SCALE", "f32", (8,), (leafs[0],))
-    return per_execution(traced(tmp_path, [node, end], leafs))[0]
+    return per_execution(traced(tmp_path, [node, end], leafs))
 
 
 def numbers(work: Work) -> tuple[float, float, float, float, float]:
@@ -177,7 +177,7 @@ def test_a_source_that_was_not_read_leaves_no_number(tmp_path: Path) -> None:
         Node("up", "MUL_MAT", "f32", (64,), (ghost, x)),
         Node("end", "SCALE", "f32", (64,), (x,)),
     ]
-    work = per_execution(traced(tmp_path, nodes, [x]))[0]
+    work = per_execution(traced(tmp_path, nodes, [x]))
     assert np.isnan(work.flops[0]) and np.isnan(work.moved[0])
     assert work.flops[1] == 64
 
@@ -203,7 +203,7 @@ def test_a_fused_pair_does_not_move_what_is_between(tmp_path: Path) -> None:
 def test_executions_add_up(tmp_path: Path) -> None:
     graph = llama_graph(layers=2)
     trace = traced(tmp_path, graph.nodes, graph.leafs)
-    total, (one, _) = executed(trace, trace.select()), per_execution(trace)
+    total, one = executed(trace, trace.select()), per_execution(trace)
     ran = trace.sums(trace.select()).calls > 0
     assert not np.isnan(total.moved[ran]).any()
     np.testing.assert_array_equal(total.flops[ran], one.flops[ran])
