@@ -15,6 +15,7 @@ import pandas as pd
 
 from profinfer.analysis import counters, latency, notes
 from profinfer.analysis.backends import has_others
+from profinfer.analysis.calltime import outside_of_graphs
 from profinfer.analysis.hosttime import host_time
 from profinfer.analysis.overhead import estimated_share
 from profinfer.analysis.result import Column, Note, Result
@@ -187,6 +188,7 @@ def ledger(trace: Trace, selection: Selection) -> Result:
     mine = graphs[np.r_[chosen, False][graphs["call_id"].to_numpy()]]
     in_graphs = int((mine["end_ns"] - mine["begin_ns"]).sum())
     walk = int(mine["walk_ns"].sum())
+    unseen = int(outside_of_graphs(trace)[chosen & calls["torn"].to_numpy()].sum())
     # Graphs outside of calls belong to no window.
     inside = replace(selection, graphs=_flags(mine["graph_id"].to_numpy(), len(graphs)))
     if np.array_equal(inside.graphs, selection.graphs):
@@ -225,8 +227,10 @@ def ledger(trace: Trace, selection: Selection) -> Result:
         rows += [row for row in others if row[2]]
         rows += [
             ("walk", "profinfer reading the graphs", walk),
-            ("build", "calls: building and scheduling the graphs", build),
+            ("build", "calls: building and scheduling the graphs", build - unseen),
         ]
+        if unseen:
+            rows.append(("unseen", "calls: not recorded, graphs of them were lost", unseen))
     else:
         rows.append(("calls", "calls", in_calls))
         away = [0] * 5

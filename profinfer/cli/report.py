@@ -223,6 +223,7 @@ def _whole(trace: Trace) -> WholeRun:
 def _explain(trace: Trace, asked: ReportOptions, name: str) -> None:
     """The findings of the whole run, explained."""
     from profinfer.analysis.findings import evidence, result
+    from profinfer.analysis.notes import losses
     from profinfer.analysis.unchecked import unchecked
     from profinfer.cli import explain
 
@@ -234,7 +235,8 @@ def _explain(trace: Trace, asked: ReportOptions, name: str) -> None:
         results = [result(trace, chosen, found), evidence(found)]
         click.echo(to_json(results, about(trace), _wanted(asked), found))
     else:
-        explain.show(found, name, chosen.description, unchecked(trace))
+        missing = losses(trace)
+        explain.show(found, name, chosen.description, missing, unchecked(trace))
 
 
 def _selections(trace: Trace, asked: ReportOptions) -> list[Selection]:

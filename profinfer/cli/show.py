@@ -30,16 +30,16 @@ def to_terminal(results: list[Result]) -> None:
             for line in note_lines(told, console.width):
                 console.print(line)
             continue
-        if result.name == "findings":
-            console.print("Findings", style="bold", end="")
-            console.print(f"  {result.scope}", style="dim")
-            for line in note_lines(result.notes, console.width):
-                console.print(line, style="default")
-            continue
         fresh = [n for n in result.notes if n.text not in said]
         if any(n.severity != "info" and n.text in said for n in result.notes):
             fresh.append(Note("warning", "not everything was recorded, see the warnings above"))
         said |= {n.text for n in result.notes}
+        if result.name == "findings":
+            console.print("Findings", style="bold", end="")
+            console.print(f"  {result.scope}", style="dim")
+            for line in note_lines(fresh, console.width):
+                console.print(line, style="default")
+            continue
         console.print(render(result, console, footer=False))
         for line in note_lines(fresh, console.width):
             console.print(line)

@@ -131,6 +131,13 @@ def _layout(trace: Trace) -> list[Check]:
     ]
 
 
+def _glued(trace: Trace) -> list[Check]:
+    """What an older recorder lost. It did not number what it wrote."""
+    text = ("begins and ends were lost and have no numbers (an older profinfer): around them two "
+            "calls or graphs may be taken for one long one")  # fmt: skip
+    return [Check("glued", False, text, "error")] if trace.may_be_glued else []
+
+
 def checks(trace: Trace) -> list[Check]:
     """All questions that this trace can answer."""
     out = [
@@ -141,6 +148,7 @@ def checks(trace: Trace) -> list[Check]:
         ),
         *_layout(trace),
         _lost(trace),
+        *_glued(trace),
         _pairs(trace),
     ]
     if trace.meta.plan.ops.mode != "none" and len(trace.graphs):
