@@ -17,6 +17,7 @@ from profinfer.model.decode import Records, int64
 from profinfer.model.edges import SPANS, Loose
 from profinfer.model.holes import Holes
 from profinfer.model.holes import find as find_holes
+from profinfer.model.partly import lost_before, torn_calls
 from profinfer.model.phases import PHASES, with_phases
 from profinfer.model.sequences import sequences
 from profinfer.model.spans import Pairs, outermost, pair, parents
@@ -115,7 +116,7 @@ def build(
     pairs, lost, tid, begin, end = _paired(records, "calls")
     note("calls", pairs, lost)
     calls = _calls(records, pairs, tid, begin, end, functions)
-    calls = calls.assign(lost_before=_lost_before(calls, lost))
+    calls = calls.assign(lost_before=lost_before(calls, lost))
     seqs, torn = sequences(records, calls)
     calls, seqs = with_phases(_with_sequences(calls, seqs), seqs)
 
@@ -163,34 +164,13 @@ def build(
             "complete": pairs.end >= 0,
         }
     )
-    calls = calls.assign(torn=_torn(calls, graphs, holes["graphs"], loose["graphs"], graphs_lost))
+    calls = calls.assign(
+        torn=torn_calls(calls, graphs, holes["graphs"], loose["graphs"], graphs_lost)
+    )
     return Spans(
         calls, seqs, torn, samples, splits, split_row, graphs, pairs.begin, unmatched, cut, loose,
         holes,
     )  # fmt: skip
-
-
-def _lost_before(calls: pd.DataFrame, holes: Holes) -> npt.NDArray[np.bool_]:
-    """Between which calls and the one before them on their thread others were lost."""
-    tid, begin, end = (calls[c].to_numpy(np.int64) for c in ("tid", "begin_ns", "end_ns"))
-    since = np.zeros(len(calls), np.int64)
-    order = np.lexsort((begin, tid))
-    same = tid[order][1:] == tid[order][:-1]
-    since[order[1:][same]] = end[order[:-1][same]]
-    return holes.touches(tid, np.minimum(since, begin), begin + 1)
-
-
-def _torn(
-    calls: pd.DataFrame, graphs: pd.DataFrame, holes: Holes, loose: Loose, graphs_lost: bool
-) -> npt.NDArray[np.bool_]:
-    """Calls that may lack graphs."""
-    tid, begin, end = (calls[c].to_numpy(np.int64) for c in ("tid", "begin_ns", "end_ns"))
-    torn = holes.touches(tid, begin, end)
-    around = parents(loose.tid, loose.ts, tid, begin, end)
-    torn[around[around >= 0]] = True
-    if graphs_lost:  # before the first number of a thread, after its last, or without numbers
-        torn |= np.bincount(graphs["call_id"] + 1, minlength=len(calls) + 1)[1:] == 0
-    return torn
 
 
 def _named(probes: npt.NDArray[np.uint32], functions: dict[int, str]) -> pd.Categorical[Any]:
