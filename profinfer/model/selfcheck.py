@@ -158,6 +158,9 @@ def checks(trace: Trace) -> list[Check]:
         every = f"every node once per thread in all {total:,} graphs"
         if trace.narrowed.by_node:
             every = f"{trace.narrowed.text} in all {total:,} graphs, others left out"
+        if trace.narrowed.by_node and total and not len(trace.ops) + len(trace.empty_ops):
+            none = f"no operator was recorded: no graph computes {trace.narrowed.text}"
+            out.append(Check("chosen", False, none))
         out.append(
             Check(
                 "nodes",
