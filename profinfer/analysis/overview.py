@@ -20,10 +20,12 @@ from profinfer.analysis.hosttime import host_time
 from profinfer.analysis.overhead import estimated_share
 from profinfer.analysis.result import Column, Note, Result
 from profinfer.model.selection import Selection
-from profinfer.model.selfcheck import checks, explained
+from profinfer.model.selfcheck import Check, checks, explained
 from profinfer.model.trace import Trace
+from profinfer.units import format_percent
 
 I64 = npt.NDArray[np.int64]
+DEAR = 0.1  # from this part of the time on the probes' cost is no small one
 _MODEL_OPTIONS = ("-m", "--model", "-mu", "--model-url", "-hf", "-hfr", "--hf-repo")
 
 
@@ -271,9 +273,19 @@ def _flags(rows: I64, n: int) -> npt.NDArray[np.bool_]:
     return out
 
 
+def _cost(trace: Trace) -> list[Check]:
+    share = estimated_share(trace)
+    if share is None:
+        return []
+    text = f"probes cost about {format_percent(share)} of the calls' time"
+    if share >= DEAR:
+        text += ": the same run without them is that much faster"
+    return [Check("overhead", share < DEAR, text)]
+
+
 def self_check(trace: Trace) -> Result:
-    """One row per question that the trace was asked about itself."""
-    found = checks(trace)
+    """One row per question that the trace was asked about itself, and what recording it cost."""
+    found = [*checks(trace), *_cost(trace)]
     bad = [c for c in found if not c.ok]
     columns = (
         Column("check", "check", "id", "Stable key."),

@@ -174,7 +174,11 @@ def report(path: str, asked: ReportOptions) -> None:
             raise UsageProblem("CSV holds one table, this would be several", f"one of {names}")
         click.echo(to_csv(results[0]), nl=False)
     else:
-        to_terminal(results)
+        if not any(result.name == "self_check" for result in results):
+            from profinfer.analysis.overview import self_check
+
+            results.append(self_check(trace))
+        to_terminal(results, brief=not asked.complete)
 
 
 def write_files(
