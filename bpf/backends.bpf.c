@@ -46,7 +46,7 @@ static __always_inline int pf_copy_begin(struct pt_regs *ctx, u32 probe, u32 wha
     c->bytes = bytes;
     c->what = what;
     c->probe = probe;
-    pf_header(&c->h, PF_COPY_BEGIN, flags, bpf_ktime_get_ns());
+    pf_header(&c->h, PF_COPY_BEGIN, flags | pf_number(PF_COPY_BEGIN), bpf_ktime_get_ns());
     pf_emit(c, sizeof(*c), PF_COPY_BEGIN);
     return 0;
 }
@@ -61,7 +61,7 @@ static __always_inline int pf_sync_begin(struct pt_regs *ctx, u32 probe)
     pf_read_user(s.guid, sizeof(s.guid), (void *)guid);
     s.probe = probe;
     pf_slot_get();
-    pf_header(&s.h, PF_SYNC_BEGIN, 0, bpf_ktime_get_ns());
+    pf_header(&s.h, PF_SYNC_BEGIN, pf_number(PF_SYNC_BEGIN), bpf_ktime_get_ns());
     pf_emit(&s, sizeof(s), PF_SYNC_BEGIN);
     return 0;
 }
@@ -74,7 +74,7 @@ static __always_inline int pf_event_begin(struct pt_regs *ctx, u32 probe)
     s.get_name = pf_user_u64(s.backend); /* so is the device's name function */
     s.probe = probe;
     pf_slot_get();
-    pf_header(&s.h, PF_SYNC_BEGIN, PF_SYNC_EVENT, bpf_ktime_get_ns());
+    pf_header(&s.h, PF_SYNC_BEGIN, PF_SYNC_EVENT | pf_number(PF_SYNC_BEGIN), bpf_ktime_get_ns());
     pf_emit(&s, sizeof(s), PF_SYNC_BEGIN);
     return 0;
 }
@@ -87,7 +87,7 @@ static __always_inline int pf_work_begin(struct pt_regs *ctx, u32 probe, u64 a, 
     w.value[2] = c;
     w.probe = probe;
     pf_slot_get();
-    pf_header(&w.h, PF_WORK_BEGIN, 0, bpf_ktime_get_ns());
+    pf_header(&w.h, PF_WORK_BEGIN, pf_number(PF_WORK_BEGIN), bpf_ktime_get_ns());
     pf_emit(&w, sizeof(w), PF_WORK_BEGIN);
     return 0;
 }

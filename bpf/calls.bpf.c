@@ -2,7 +2,7 @@
 
 static __always_inline void pf_call_init(struct pf_call *c, u32 probe, u16 flags, u64 ctx)
 {
-    pf_header(&c->h, PF_CALL_BEGIN, flags, bpf_ktime_get_ns());
+    pf_header(&c->h, PF_CALL_BEGIN, flags | pf_number(PF_CALL_BEGIN), bpf_ktime_get_ns());
     c->ctx = ctx;
     c->probe = probe;
     c->n_tokens = c->pos_first = c->pos_last = c->n_seqs = c->seq = -1;

@@ -59,6 +59,14 @@ struct pf_hdr {
     unsigned long long ts;
 };
 
+/* Begins and ends have a number in the upper bits of their flags: +1 from one record to the next of
+ * the same thread and kind of span (PF_NUMBERED), those lost included, so that what is missing
+ * between two is seen and no begin is taken together with the end of another span. 1 to
+ * PF_NUMBERS, then 1 again; 0: this one has none. */
+#define PF_NUMBER_SHIFT 4
+#define PF_NUMBERS 4095
+#define PF_NUMBERED 5            /* calls, samples, splits, graphs; copies, waits and work */
+
 #define PF_CALL_ENCODE 1         /* flags: an encoder ran, no KV cache is written */
 
 struct pf_call {

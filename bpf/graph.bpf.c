@@ -81,7 +81,7 @@ static __always_inline void pf_graph_emit(struct pf_walk *w, u64 gen, u16 flags,
     struct pf_graph g = {};
     if (pf_gate_closed())
         flags |= PF_GRAPH_NO_OPS;
-    pf_header(&g.h, PF_GRAPH_BEGIN, flags, now);
+    pf_header(&g.h, PF_GRAPH_BEGIN, flags | pf_number(PF_GRAPH_BEGIN), now);
     g.cgraph = w->cgraph;
     g.uid = w->uid;
     g.gen = gen;
@@ -95,7 +95,7 @@ static __always_inline void pf_graph_emit(struct pf_walk *w, u64 gen, u16 flags,
 
 static __always_inline void pf_split_emit(struct pf_walk *w, u16 flags)
 {
-    pf_header(&w->split.h, PF_SPLIT_BEGIN, flags, bpf_ktime_get_ns());
+    pf_header(&w->split.h, PF_SPLIT_BEGIN, flags | pf_number(PF_SPLIT_BEGIN), bpf_ktime_get_ns());
     pf_emit(&w->split, sizeof(w->split), PF_SPLIT_BEGIN);
 }
 

@@ -162,10 +162,33 @@ static __always_inline struct pf_slot *pf_slot_get(void)
     return s;
 }
 
+/* How many begins and ends a thread has had, by kind of span. */
+struct pf_numbers {
+    u16 n[PF_NUMBERED];
+};
+BPF_HASH(numbers, u32, struct pf_numbers, PF_MAX_THREADS);
+
+/* The number of a begin or end, in its place among the flags. Also of one that will be lost. */
+static __always_inline u16 pf_number(u16 kind)
+{
+    u32 tid = (u32)bpf_get_current_pid_tgid();
+    u32 of = kind <= PF_GRAPH_END ? (kind - PF_CALL_BEGIN) / 2 : PF_NUMBERED - 1;
+    struct pf_numbers *all = numbers.lookup(&tid), none = {};
+    if (!all) {
+        numbers.update(&tid, &none);
+        all = numbers.lookup(&tid);
+        if (!all)
+            return 0; /* more threads than the table has room for */
+    }
+    u16 n = all->n[of] % PF_NUMBERS + 1;
+    all->n[of] = n;
+    return n << PF_NUMBER_SHIFT;
+}
+
 static __always_inline void pf_end(u16 kind, u32 probe, s32 value)
 {
     struct pf_end e = {};
-    pf_header(&e.h, kind, 0, bpf_ktime_get_ns());
+    pf_header(&e.h, kind, pf_number(kind), bpf_ktime_get_ns());
     e.probe = probe;
     e.value = value;
     pf_emit(&e, sizeof(e), kind);

@@ -27,6 +27,8 @@ from profinfer.tracefile.schema import (
     CNT_SENT,
     FAULT_MAJOR,
     GRAPH_CHANGED,
+    NUMBER_SHIFT,
+    NUMBERS,
     OPS_CODE_LEAVE,
     OPS_COMPACT,
     OPS_DT_BITS,
@@ -43,6 +45,9 @@ from profinfer.tracefile.schema import (
     Kind,
     OpKind,
 )
+
+CALL_BEGIN, GRAPH_END = Kind.CALL_BEGIN, Kind.GRAPH_END
+COPY_BEGIN, BACKEND_END = Kind.COPY_BEGIN, Kind.BACKEND_END
 
 # ggml 0.25.3 (llama-cpp-python 0.3.36)
 OPS = """NONE DUP ADD ADD_ID ADD1 ACC SUB MUL DIV SQR SQRT LOG SIN COS SUM SUM_ROWS CUMSUM MEAN
@@ -336,6 +341,8 @@ class TraceBuilder:
         counters: as the BPF program would have counted; kept up to date by the record methods.
         wide: write operator batches in the wide form; else what fits is compact.
         packed: the chunk of ring-buffer entries at hand becomes a PACKED one.
+        numbers: begins and ends are numbered.
+        refuses: whether the ring has no room for a record, by kind and ts.
         counting: what counters read of a thread at a time: values, ns enabled, ns running.
     """
 
@@ -348,7 +355,10 @@ class TraceBuilder:
         self.records = 0
         self.threads: dict[str, str] = {}
         self.counting: Counting | None = None
+        self.numbers = True
+        self.refuses: Callable[[int, int], bool] = lambda kind, ts: False
         self._seq: dict[int, int] = {}
+        self._numbers: dict[tuple[int, int], int] = {}
         self._chunks: list[tuple[int, bytes]] = []
         self._ring = bytearray()
         self._ring_bytes = 0
@@ -364,6 +374,13 @@ class TraceBuilder:
 
     def record(self, kind: int, tid: int, ts: int, body: bytes, flags: int = 0) -> None:
         """Any record: the common header and ``body``."""
+        if CALL_BEGIN <= kind <= GRAPH_END or COPY_BEGIN <= kind <= BACKEND_END:
+            key = tid, min((kind - 1) // 2, 4)
+            self._numbers[key] = self._numbers.get(key, 0) % NUMBERS + 1
+            flags |= (self._numbers[key] if self.numbers else 0) << NUMBER_SHIFT
+        if self.refuses(kind, ts):
+            self.counters[CNT_LOST + kind] += 1
+            return
         payload = struct.pack("<HHIQ", kind, flags, tid, ts) + body
         self._ring += struct.pack("<II", len(payload), 0) + payload.ljust(
             padded(len(payload)), b"\0"

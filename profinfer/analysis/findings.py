@@ -12,6 +12,7 @@ from profinfer.analysis import (
     backendfindings,
     expertfindings,
     memoryfindings,
+    notes,
     prefillfindings,
     schedfindings,
     stepfindings,
@@ -84,7 +85,7 @@ def result(trace: Trace, selection: Selection, found: list[Finding] | None = Non
         for f in found
     ]  # fmt: skip
     frame = pd.DataFrame(rows, columns=[c.name for c in COLUMNS])
-    said = (*as_notes(found), *unchecked(trace))
+    said = (*notes.losses(trace), *as_notes(found), *unchecked(trace))
     return Result("findings", "Findings", selection.description, COLUMNS, frame, said)
 
 

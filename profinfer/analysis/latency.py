@@ -42,7 +42,10 @@ class Speed:
 
 
 def latest_call(trace: Trace, table: pd.DataFrame) -> I64:
-    """Row of the latest call on its thread that began before each row did, -1 if none."""
+    """Row of the latest call on its thread that began before each row did, -1 if none.
+
+    None, too, where the latest one was lost.
+    """
     out = np.full(len(table), -1, np.int64)
     tids, begins = table["tid"].to_numpy(), table["begin_ns"].to_numpy()
     c_tid, c_begin = trace.calls["tid"].to_numpy(), trace.calls["begin_ns"].to_numpy()
@@ -50,6 +53,9 @@ def latest_call(trace: Trace, table: pd.DataFrame) -> I64:
         mine, theirs = np.flatnonzero(tids == tid), np.flatnonzero(c_tid == tid)
         at = np.searchsorted(c_begin[theirs], begins[mine], side="right") - 1
         out[mine[at >= 0]] = theirs[at[at >= 0]]
+    at = np.flatnonzero(out >= 0)
+    ends = trace.calls["end_ns"].to_numpy()[out[at]]
+    out[at[trace.lost_calls.touches(tids[at], ends, begins[at])]] = -1
     return out
 
 
@@ -68,7 +74,10 @@ def sampling_per_call(trace: Trace) -> I64:
 
 
 def windows(trace: Trace) -> I64:
-    """End of each call's window: begin of the next call of its thread, or its last sample's end."""
+    """End of each call's window: begin of the next call of its thread, or its last sample's end.
+
+    The latter too if calls were lost in between.
+    """
     calls = trace.calls
     begin, end, tid = (calls[c].to_numpy() for c in ("begin_ns", "end_ns", "tid"))
     out = end.copy()
@@ -76,6 +85,7 @@ def windows(trace: Trace) -> I64:
     np.maximum.at(out, owner[owner >= 0], trace.samples["end_ns"].to_numpy()[owner >= 0])
     order = np.lexsort((begin, tid))
     same = tid[order][1:] == tid[order][:-1]
+    same &= ~calls["lost_before"].to_numpy()[order][1:]
     out[order[:-1][same]] = begin[order][1:][same]
     return out
 

@@ -78,6 +78,8 @@ def ledger(trace: Trace) -> Result:
     rows += [
         ("sampling", "sampling", time["sampling"]),
         ("walk", "profinfer: reading the graphs", time["walk"]),
+        ("lost", "not recorded: calls were lost", time["lost"]),
+        ("torn", "not recorded: graphs of calls were lost", time["torn"]),
         *_state_rows("between", "between calls", outside[_BETWEEN], _BETWEEN_WORK),
         *_state_rows("after", "after the last call", outside[_AFTER], "freeing, its own work"),
     ]
@@ -118,8 +120,10 @@ def _spans(table: pd.DataFrame) -> Spans:
 def _layers(trace: Trace) -> list[_Layer]:
     """Lowest first."""
     calls, graphs = trace.calls, trace.graphs
-    out = [_Layer("sampling", _spans(trace.samples))]
+    lost = trace.lost_calls
+    out = [_Layer("lost", (lost.begin, lost.end)), _Layer("sampling", _spans(trace.samples))]
     out += [_Layer(f"call.{p}", _spans(calls[(calls["phase"] == p).to_numpy()])) for p in _ORDER]
+    out.append(_Layer("torn", _spans(calls[calls["torn"].to_numpy()])))
     begin, walk = graphs["begin_ns"].to_numpy(np.int64), graphs["walk_ns"].to_numpy(np.int64)
     out.append(_Layer("walk", (begin - walk, begin)))
     for phase in _ORDER:

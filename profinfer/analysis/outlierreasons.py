@@ -62,6 +62,7 @@ def reason(trace: Trace, steps: Steps, excess: Excess) -> str:
     return {
         parts.SAMPLING: "sampling took longer",
         parts.BUILD: "the engine took longer to build and schedule the same graph",
+        parts.LOST: "graphs of it were lost: what it did is not known",
         parts.GAPS: "a thread came late to the graph, or left it late",
         parts.NOT_RECORDED: "operators that were not recorded took longer",
         parts.WALK: "profinfer read the graph",
@@ -84,7 +85,8 @@ def _without_cpu(trace: Trace, steps: Steps, at: int, graphs: I64) -> tuple[floa
     if not trace.has_sched:
         return None
     ops = trace.ops
-    first, last = np.searchsorted(ops["graph_id"].to_numpy(), [graphs.min(), graphs.max() + 1])
+    edges = [graphs.min(), graphs.max() + 1] if len(graphs) else [0, 0]
+    first, last = np.searchsorted(ops["graph_id"].to_numpy(), edges)
     mine = ops.iloc[first:last]
     mine = mine[mine["complete"].to_numpy() & np.isin(mine["graph_id"].to_numpy(), graphs)]
     lost = 0

@@ -15,14 +15,17 @@ import pandas as pd
 
 from profinfer.analysis import counters, latency, notes
 from profinfer.analysis.backends import has_others
+from profinfer.analysis.calltime import outside_of_graphs
 from profinfer.analysis.hosttime import host_time
 from profinfer.analysis.overhead import estimated_share
 from profinfer.analysis.result import Column, Note, Result
 from profinfer.model.selection import Selection
-from profinfer.model.selfcheck import checks, explained
+from profinfer.model.selfcheck import Check, checks, explained
 from profinfer.model.trace import Trace
+from profinfer.units import format_percent
 
 I64 = npt.NDArray[np.int64]
+DEAR = 0.1  # from this part of the time on the probes' cost is no small one
 _MODEL_OPTIONS = ("-m", "--model", "-mu", "--model-url", "-hf", "-hfr", "--hf-repo")
 
 
@@ -187,6 +190,7 @@ def ledger(trace: Trace, selection: Selection) -> Result:
     mine = graphs[np.r_[chosen, False][graphs["call_id"].to_numpy()]]
     in_graphs = int((mine["end_ns"] - mine["begin_ns"]).sum())
     walk = int(mine["walk_ns"].sum())
+    unseen = int(outside_of_graphs(trace)[chosen & calls["torn"].to_numpy()].sum())
     # Graphs outside of calls belong to no window.
     inside = replace(selection, graphs=_flags(mine["graph_id"].to_numpy(), len(graphs)))
     if np.array_equal(inside.graphs, selection.graphs):
@@ -225,8 +229,10 @@ def ledger(trace: Trace, selection: Selection) -> Result:
         rows += [row for row in others if row[2]]
         rows += [
             ("walk", "profinfer reading the graphs", walk),
-            ("build", "calls: building and scheduling the graphs", build),
+            ("build", "calls: building and scheduling the graphs", build - unseen),
         ]
+        if unseen:
+            rows.append(("unseen", "calls: not recorded, graphs of them were lost", unseen))
     else:
         rows.append(("calls", "calls", in_calls))
         away = [0] * 5
@@ -267,9 +273,19 @@ def _flags(rows: I64, n: int) -> npt.NDArray[np.bool_]:
     return out
 
 
+def _cost(trace: Trace) -> list[Check]:
+    share = estimated_share(trace)
+    if share is None:
+        return []
+    text = f"probes cost about {format_percent(share)} of the calls' time"
+    if share >= DEAR:
+        text += ": the same run without them is that much faster"
+    return [Check("overhead", share < DEAR, text)]
+
+
 def self_check(trace: Trace) -> Result:
-    """One row per question that the trace was asked about itself."""
-    found = checks(trace)
+    """One row per question that the trace was asked about itself, and what recording it cost."""
+    found = [*checks(trace), *_cost(trace)]
     bad = [c for c in found if not c.ok]
     columns = (
         Column("check", "check", "id", "Stable key."),

@@ -12,6 +12,7 @@ import numpy as np
 
 from profinfer.analysis import latency
 from profinfer.analysis.finding import Prize
+from profinfer.model.choose import without_torn
 from profinfer.model.oprows import operator_starts
 from profinfer.model.selection import Selection
 from profinfer.model.trace import Trace
@@ -77,8 +78,8 @@ class Scope:
 
 
 def of_phase(trace: Trace, phase: str, least: int = MIN_TOKENS) -> Scope | None:
-    """All of a phase, None if it is too short to say anything."""
-    scope = Scope(trace, trace.select(phase=phase))
+    """All of a phase but calls that are not known in full; None if too short to say anything."""
+    scope = Scope(trace, without_torn(trace, trace.select(phase=phase)))
     return scope if scope.selection.n_calls and scope.tokens >= least else None
 
 

@@ -14,6 +14,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from profinfer.analysis import latency, scopes
+from profinfer.analysis.calltime import outside_of_graphs
 from profinfer.analysis.finding import Finding, Number, Prize
 from profinfer.analysis.scopes import Scope
 from profinfer.model.trace import Trace
@@ -68,14 +69,11 @@ def _sampling(scope: Scope) -> Finding | None:
 
 def _graph_build(scope: Scope) -> Finding | None:
     trace, chosen = scope.trace, scope.selection.calls
-    calls = trace.calls
     graphs = trace.graphs[np.r_[chosen, False][trace.graphs["call_id"].to_numpy()]]
     if not len(graphs):
         return None
-    computing = (graphs["end_ns"] - graphs["begin_ns"]).to_numpy()
     walk = graphs["walk_ns"].to_numpy()
-    inside = int((calls["end_ns"] - calls["begin_ns"]).to_numpy()[chosen].sum())
-    build = inside - int(computing.sum()) - int(walk.sum())
+    build = int(outside_of_graphs(trace)[chosen].sum())
     share = build / scope.span_ns if scope.span_ns else 0.0
     if share < BUILD_MIN:
         return None
@@ -107,6 +105,8 @@ def _first_token(scope: Scope) -> Finding | None:
     calls = trace.calls[scope.selection.calls]
     if trace.excerpt or (trace.calls["phase"] == "warmup").any() or (calls["n_seqs"] > 1).any():
         return None
+    if (trace.calls["lost_before"] | trace.calls["torn"]).any():
+        return None  # who knows which was the first
     spent = (calls["end_ns"] - calls["begin_ns"]).to_numpy()
     first, usual = int(spent[0]), float(np.median(spent[1:]))
     if first < FIRST_MIN * usual:

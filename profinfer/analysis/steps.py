@@ -25,12 +25,14 @@ Mask = npt.NDArray[np.bool_]
 TORN = "partly recorded"
 EMPTY = "empty nodes"
 GAPS = "starting, leaving"
-NOT_RECORDED = "not recorded"  # with GAPS, where record --ops or --layers left operators out
+NOT_RECORDED = "not recorded"  # instead of GAPS, where record --ops or --layers left operators out
+LOST = "graphs that were lost"  # instead of BUILD
 GRAPHS = "graphs"
 WALK = "profinfer reading"
 BUILD = "building graphs"
 SAMPLING = "sampling"
 BETWEEN = "between calls"
+_RARE = (TORN, EMPTY, LOST)  # left out where no step has any
 
 
 @dataclass(frozen=True)
@@ -134,13 +136,16 @@ def _decode_steps(trace: Trace, selection: Selection) -> Steps:
         rest.append((NOT_RECORDED if trace.narrowed.by_node else GAPS, gaps))
     else:
         rest.append((GRAPHS, in_graphs))
+    lost = calls["torn"].to_numpy()[call]
+    rest_of_call = end[call] - begin[call] - in_graphs - walk
     rest += [
         (WALK, walk),
-        (BUILD, end[call] - begin[call] - in_graphs - walk),
+        (LOST, np.where(lost, rest_of_call, 0)),
+        (BUILD, np.where(lost, 0, rest_of_call)),
         (SAMPLING, sampling),
         (BETWEEN, begin[call] - since - sampling),
     ]
-    rest = [(name, values) for name, values in rest if name not in (TORN, EMPTY) or values.any()]
+    rest = [(name, values) for name, values in rest if name not in _RARE or values.any()]
     cells, definition = _definitions(trace, owner, len(call))
     position = calls["pos_last"].to_numpy().astype(np.int64)[call]
     known = bool((position >= 0).all())

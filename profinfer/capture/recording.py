@@ -35,7 +35,14 @@ from profinfer.elf.process import map_lines
 from profinfer.errors import ProfinferError, TraceError
 from profinfer.probes.plan import ProbePlan, make_plan
 from profinfer.tracefile.metadata import Trailer
-from profinfer.tracefile.schema import CNT_COUNT, CNT_OP_RECORDS, CNT_SENT, ChunkKind, Kind
+from profinfer.tracefile.schema import (
+    CNT_COUNT,
+    CNT_OP_RECORDS,
+    CNT_SENT,
+    CNT_THREADS,
+    ChunkKind,
+    Kind,
+)
 from profinfer.tracefile.writer import TraceWriter
 
 _POLL_S = 0.04
@@ -58,6 +65,7 @@ class RecordResult:
         tokens: what the calls were given.
         graphs: graphs begun.
         operators: operator records written.
+        visits: threads asked for, summed over the graphs.
         lost: events dropped, all kinds.
         size: bytes of the trace file.
         interrupted: a signal asked for the end.
@@ -77,6 +85,7 @@ class RecordResult:
     tokens: int
     graphs: int
     operators: int
+    visits: int
     lost: int
     size: int
     interrupted: bool
@@ -462,6 +471,7 @@ class Recording:
             tokens=probing.ring.tokens if probing else 0,
             graphs=counters[CNT_SENT + Kind.GRAPH_BEGIN],
             operators=counters[CNT_OP_RECORDS],
+            visits=counters[CNT_THREADS],
             lost=lost_events(counters),
             size=self._writer.bytes_written,
             interrupted=bool(self._interrupts),

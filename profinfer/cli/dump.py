@@ -38,6 +38,7 @@ _FLAGS = {
     "SYNC_BEGIN": ("EVENT",),
     "REQUEST": ("LAUNCH",),
 }
+_NUMBERED = ("_BEGIN", "_END")  # in the rest of the bits
 
 
 @click.command()
@@ -165,6 +166,11 @@ def _rows(reader: TraceReader, kind: Any, with_ops: bool) -> Callable[[int], Rec
         row = next(coming)
         flags = int(row["flags"])
         names = [name for bit, name in enumerate(bits) if flags >> bit & 1]
+        if kind.name.endswith(_NUMBERED):
+            from profinfer.tracefile.schema import NUMBER_SHIFT
+
+            names += [f"#{number}"] if (number := flags >> NUMBER_SHIFT) else []
+            flags &= (1 << NUMBER_SHIFT) - 1
         if flags >> len(bits):
             names.append(f"flags={flags:#x}")
         return Record(

@@ -33,14 +33,19 @@ def wanted(found: list[Finding], name: str) -> list[Finding]:
     return [finding for finding in found if finding.name == name]
 
 
-def show(found: list[Finding], name: str, scope: str, gaps: tuple[Note, ...]) -> None:
-    """Print them, and the ``gaps``: what could not be looked for."""
+def show(
+    found: list[Finding], name: str, scope: str, missing: list[Note], gaps: tuple[Note, ...]
+) -> None:
+    """Print them: first what is ``missing`` of the recording, last what could not be looked for."""
     from rich.console import Console
 
+    from profinfer.render.console import note_lines
     from profinfer.render.explain import absent, explained
 
     console = Console(highlight=False, soft_wrap=False)
     width = console.width
+    for line in note_lines(missing, width):
+        console.print(line)
     if not found and name == ALL:
         where = " in what could be checked" if gaps else ""
         console.print(f"Nothing was found to be wrong{where}: {scope}")

@@ -14,6 +14,8 @@ from profinfer.errors import UsageProblem
 PHASES = ("prefill", "decode", "verify", "mixed", "encode", "warmup", "all")
 NO_ENGINE = "the recording ended before the program loaded an engine"
 
+_MOST = 1 << 31  # tokens, layers: no run has as many, and the kernel's counters hold no more
+
 FORMATS = ("table", "json", "csv")
 
 
@@ -38,9 +40,10 @@ class Span(_SpanType):
         first, colon, last = text.partition(":")
         try:
             begin = int(first) if first or not colon else 0
-            end = (int(last) if last else 1 << 31) if colon else begin + 1
+            end = (int(last) if last else _MOST) if colon else begin + 1
         except ValueError:
             begin, end = 0, -1
+        end = min(end, _MOST)
         if begin < 0 or end <= begin:
             option = param.opts[0] if param else "the option"
             raise UsageProblem(

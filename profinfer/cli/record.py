@@ -11,7 +11,14 @@ from typing import TYPE_CHECKING
 import click
 
 from profinfer.cli.options import Span
-from profinfer.cli.recordargs import counters_of, only_of, ring_bytes_of, seconds_of, share_of
+from profinfer.cli.recordargs import (
+    counters_of,
+    only_of,
+    ring_bytes_of,
+    seconds_of,
+    share_of,
+    speed_of,
+)
 from profinfer.cli.recorded import finish
 from profinfer.errors import UsageProblem
 
@@ -66,7 +73,7 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--every",
-    type=click.IntRange(min=1),
+    type=click.IntRange(min=1, max=1 << 31),
     metavar="N",
     help="Record operators only in every Nth decode step.",
 )
@@ -182,7 +189,7 @@ def command(
             hint="profinfer record -- ./llama-completion -m model.gguf",
         )
     ring_bytes = ring_bytes_of(ring_size)
-    qos = QosLimits(None if max_overhead is None else share_of(max_overhead), min_tps)
+    qos = QosLimits(None if max_overhead is None else share_of(max_overhead), speed_of(min_tps))
     steps = None
     if tokens is not None or every is not None:
         steps = Steps(*(tokens or (0, 1 << 31)), every or 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import click
@@ -14,12 +15,13 @@ if TYPE_CHECKING:
 
 _UNITS = {"K": 1 << 10, "M": 1 << 20}
 _RING_LIMITS = (8 << 10, 1 << 30)
+_LONGEST_S = 366 * 86_400
 
 
 def ring_bytes_of(text: str) -> int:
     """Bytes of ``16M`` or ``512K``; the kernel wants a power of two."""
     number, unit = text[:-1], _UNITS.get(text[-1:].upper(), 0)
-    size = int(number) * unit if number.isdigit() else 0
+    size = int(number) * unit if number.isdecimal() else 0
     if size & (size - 1) or not _RING_LIMITS[0] <= size <= _RING_LIMITS[1]:
         raise UsageProblem(
             f"--ring-size {text} is not a power of two between 8K and 1024M",
@@ -85,9 +87,18 @@ def seconds_of(text: str) -> float:
     """Seconds of ``30``, ``30s``, ``2m`` or ``500ms``."""
     for suffix, factor in (("ms", 0.001), ("s", 1.0), ("m", 60.0), ("h", 3600.0), ("", 1.0)):
         number = text.removesuffix(suffix)
-        if text.endswith(suffix) and number.replace(".", "", 1).isdigit() and float(number) > 0:
-            return float(number) * factor
-    raise UsageProblem(f"--duration {text} is not a time", hint="--duration 30s")
+        if text.endswith(suffix) and number.replace(".", "", 1).isdecimal():
+            seconds = float(number) * factor
+            if 0 < seconds <= _LONGEST_S:
+                return seconds
+    raise UsageProblem(f"--duration {text} is not a time up to a year", hint="--duration 30s")
+
+
+def speed_of(number: float | None) -> float | None:
+    """Tokens a second, as click read them: it takes ``nan`` and ``inf`` for numbers."""
+    if number is not None and not math.isfinite(number):
+        raise UsageProblem(f"--min-tps {number} is not a number of tokens", hint="--min-tps 10")
+    return number
 
 
 def share_of(text: str) -> float:

@@ -79,7 +79,22 @@ def finish(result: RecordResult, options: RecordOptions) -> int:
             f"  operators were recorded in windows: {result.switches} switches to keep the limits",
             err=True,
         )
+    if absent := _absent(result, options):
+        click.echo(f"  no operator was recorded: {absent}", err=True)
     if result.lost:
         click.echo("  try: --ring-size 64M, or a lower --level", err=True)
     click.echo(f"  next: profinfer report {options.output}", err=True)
     return status
+
+
+def _absent(result: RecordResult, options: RecordOptions) -> str | None:
+    """Why no operator was recorded, if that is because of which ones were chosen."""
+    from profinfer.model.wanted import Narrowed
+
+    # Each thread leaves these for each graph in any case: entered, left, the operator before.
+    if not Narrowed.of(options.shown).by_node or result.operators > 3 * result.visits:
+        return None
+    from profinfer.cli.nothingchosen import nothing_chosen
+    from profinfer.model.trace import Trace
+
+    return nothing_chosen(Trace.open(options.output))

@@ -174,7 +174,11 @@ def report(path: str, asked: ReportOptions) -> None:
             raise UsageProblem("CSV holds one table, this would be several", f"one of {names}")
         click.echo(to_csv(results[0]), nl=False)
     else:
-        to_terminal(results)
+        if not any(result.name == "self_check" for result in results):
+            from profinfer.analysis.overview import self_check
+
+            results.append(self_check(trace))
+        to_terminal(results, brief=not asked.complete)
 
 
 def write_files(
@@ -223,6 +227,7 @@ def _whole(trace: Trace) -> WholeRun:
 def _explain(trace: Trace, asked: ReportOptions, name: str) -> None:
     """The findings of the whole run, explained."""
     from profinfer.analysis.findings import evidence, result
+    from profinfer.analysis.notes import losses
     from profinfer.analysis.unchecked import unchecked
     from profinfer.cli import explain
 
@@ -234,7 +239,8 @@ def _explain(trace: Trace, asked: ReportOptions, name: str) -> None:
         results = [result(trace, chosen, found), evidence(found)]
         click.echo(to_json(results, about(trace), _wanted(asked), found))
     else:
-        explain.show(found, name, chosen.description, unchecked(trace))
+        missing = losses(trace)
+        explain.show(found, name, chosen.description, missing, unchecked(trace))
 
 
 def _selections(trace: Trace, asked: ReportOptions) -> list[Selection]:

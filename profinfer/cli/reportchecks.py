@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from profinfer.cli import options
+from profinfer.cli.nothingchosen import nothing_chosen
 from profinfer.cli.views import BY_EXPERTS, STEPS, ReportOptions
 from profinfer.errors import ProfinferError, UsageProblem
 
@@ -119,6 +120,11 @@ def check_level(trace: Trace, asked: ReportOptions) -> None:
     needs_ops = needs_ops or asked.narrowed or asked.roofline or asked.corrected
     needs_ops = needs_ops or (asked.counters and not len(trace.system_counters))
     if needs_ops and not len(trace.ops):
+        if absent := nothing_chosen(trace):
+            raise UsageProblem(
+                f"{trace.path} holds no operators: {absent}",
+                "profinfer record with other --ops and --layers, or without",
+            )
         level = trace.meta.plan.level or "graph"
         raise UsageProblem(
             f"{trace.path} holds no operators: it was recorded at level {level}",

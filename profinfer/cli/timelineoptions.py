@@ -66,7 +66,7 @@ def _size(_: click.Context, __: click.Parameter, text: str | None) -> int | None
     unit = _SIZES.get(number[-1:].upper(), 0)
     try:
         size = int(float(number[:-1]) * unit)
-    except ValueError:
+    except (ValueError, OverflowError):
         size = 0
     if size <= 0:
         raise UsageProblem(f"--max-size {text} is not a size", "--max-size 200M")
@@ -80,7 +80,7 @@ def _time(_: click.Context, __: click.Parameter, text: str | None) -> int:
     unit = next((u for u in _TIMES if text.endswith(u) and text[: -len(u)][-1:].isdigit()), "")
     try:
         ns = int(float(text.removesuffix(unit)) * _TIMES[unit])
-    except (ValueError, KeyError):
+    except (ValueError, KeyError, OverflowError):
         ns = 0
     if ns <= 0:
         raise UsageProblem(f"--min-duration {text} is not a time", "--min-duration 5us")

@@ -16,6 +16,7 @@ from profinfer.engine.catalog import backend_facts
 from profinfer.model import tensors
 from profinfer.model.backendnames import HOST, BackendNames
 from profinfer.model.decode import Records, Rows, int64
+from profinfer.model.holes import find as find_holes
 from profinfer.model.spans import outermost, pair, parents
 from profinfer.tracefile import schema
 from profinfer.tracefile.metadata import Engine, Layout, TraceMetadata
@@ -63,15 +64,20 @@ def build(
     """The tables of one trace."""
     probes = {p.id: p for p in meta.plan.probes}
     ends = records.rows[Kind.BACKEND_END]
+    begun = {k: records.rows[k] for k in (Kind.SYNC_BEGIN, Kind.WORK_BEGIN)}
+    begun[Kind.COPY_BEGIN] = records.copies
+    parts = dict(zip((*begun, Kind.BACKEND_END), find_holes(*begun.values(), ends)[1], strict=True))
     unmatched: dict[str, int] = {}
     cut: dict[str, int] = {}
 
     def spans(kind: Kind, what: str) -> _Spans:
-        begins = records.copies if kind is Kind.COPY_BEGIN else records.rows[kind]
+        begins = begun[kind]
         roles = {p.id for p in probes.values() if (p.role or "").partition(".")[0] == what}
-        mine = ends[np.isin(ends["probe"], list(roles))]
+        fits = np.isin(ends["probe"], list(roles))
+        mine = ends[fits]
         keys = [int64(r["tid"]) << 32 | int64(r["probe"]) for r in (begins, mine)]
-        pairs = pair(int64(begins["ts"]), keys[0], int64(mine["ts"]), keys[1])
+        part = parts[kind], parts[Kind.BACKEND_END][fits]
+        pairs = pair(int64(begins["ts"]), keys[0], int64(mine["ts"]), keys[1], *part)
         rows = begins[pairs.begin]
         end = np.full(len(rows), records.last_ns, np.int64)
         closed = pairs.end >= 0

@@ -15,6 +15,9 @@ import pandas as pd
 from profinfer.model.backendnames import BackendNames
 from profinfer.model.decode import Records, int64
 from profinfer.model.edges import SPANS, Loose
+from profinfer.model.holes import Holes
+from profinfer.model.holes import find as find_holes
+from profinfer.model.partly import lost_before, torn_calls
 from profinfer.model.phases import PHASES, with_phases
 from profinfer.model.sequences import sequences
 from profinfer.model.spans import Pairs, outermost, pair, parents
@@ -42,6 +45,7 @@ class Spans:
         unmatched: records without a partner, by what they are.
         cut: spans that were still open when the recording ended, by what they are.
         loose: all of these in time, by what they are.
+        holes: where begins and ends were lost, by what they are of.
     """
 
     calls: pd.DataFrame
@@ -55,18 +59,24 @@ class Spans:
     unmatched: dict[str, int]
     cut: dict[str, int]
     loose: dict[str, Loose]
+    holes: dict[str, Holes]
 
 
-def _paired(records: Records, what: str) -> tuple[Pairs, I64, I64, I64]:
-    """Pair one kind per thread and probe; returns the pairs, tid, begin and end of each span."""
+def _paired(records: Records, what: str) -> tuple[Pairs, Holes, I64, I64, I64]:
+    """Pair one kind per thread and probe.
+
+    Returns:
+        The pairs, where records were lost, and tid, begin and end of each span.
+    """
     b, e = (records.rows[kind] for kind in SPANS[what])
     keys = [int64(r["tid"]) << 32 | int64(r["probe"]) for r in (b, e)]
-    pairs = pair(int64(b["ts"]), keys[0], int64(e["ts"]), keys[1])
+    holes, parts = find_holes(b, e)
+    pairs = pair(int64(b["ts"]), keys[0], int64(e["ts"]), keys[1], *parts)
     begins = int64(b["ts"])[pairs.begin]
     ends = np.full(len(pairs.begin), records.last_ns, np.int64)
     closed = pairs.end >= 0
     ends[closed] = int64(e["ts"])[pairs.end[closed]]
-    return pairs, int64(b["tid"])[pairs.begin], begins, ends
+    return pairs, holes, int64(b["tid"])[pairs.begin], begins, ends
 
 
 def _loose(records: Records, what: str, pairs: Pairs) -> Loose:
@@ -79,26 +89,39 @@ def _loose(records: Records, what: str, pairs: Pairs) -> Loose:
     return Loose(tid, probe, ts, np.arange(len(ts)) < len(begins))
 
 
-def build(records: Records, meta: TraceMetadata, names: BackendNames) -> Spans:
-    """All spans but the operators."""
+def build(
+    records: Records, meta: TraceMetadata, names: BackendNames, *, graphs_lost: bool
+) -> Spans:
+    """All spans but the operators.
+
+    Args:
+        records: of the trace.
+        meta: its metadata.
+        names: of its backends.
+        graphs_lost: begins or ends of graphs are known to be lost.
+    """
     unmatched: dict[str, int] = {}
     cut: dict[str, int] = {}
     loose: dict[str, Loose] = {}
     functions = {p.id: p.function for p in meta.plan.probes}
 
-    def note(what: str, pairs: Pairs) -> None:
+    holes: dict[str, Holes] = {}
+
+    def note(what: str, pairs: Pairs, lost: Holes) -> None:
+        holes[what] = lost
         unmatched[what] = pairs.unmatched
         cut[what] = int((pairs.end < 0).sum())
         loose[what] = _loose(records, what, pairs)
 
-    pairs, tid, begin, end = _paired(records, "calls")
-    note("calls", pairs)
+    pairs, lost, tid, begin, end = _paired(records, "calls")
+    note("calls", pairs, lost)
     calls = _calls(records, pairs, tid, begin, end, functions)
+    calls = calls.assign(lost_before=lost_before(calls, lost))
     seqs, torn = sequences(records, calls)
     calls, seqs = with_phases(_with_sequences(calls, seqs), seqs)
 
-    pairs, tid, begin, end = _paired(records, "samples")
-    note("samples", pairs)
+    pairs, lost, tid, begin, end = _paired(records, "samples")
+    note("samples", pairs, lost)
     top = outermost(tid, begin, end)
     probes = records.rows[Kind.SAMPLE_BEGIN]["probe"][pairs.begin][top]
     samples = pd.DataFrame(
@@ -111,13 +134,13 @@ def build(records: Records, meta: TraceMetadata, names: BackendNames) -> Spans:
         }
     )
 
-    pairs, tid, begin, end = _paired(records, "splits")
-    note("splits", pairs)
+    pairs, lost, tid, begin, end = _paired(records, "splits")
+    note("splits", pairs, lost)
     splits = _splits(records, pairs, tid, begin, end, names, calls)
     split_row = pairs.begin
 
-    pairs, tid, begin, end = _paired(records, "graphs")
-    note("graphs", pairs)
+    pairs, lost, tid, begin, end = _paired(records, "graphs")
+    note("graphs", pairs, lost)
     rows = records.rows[Kind.GRAPH_BEGIN][pairs.begin]
     call = _parents(tid, begin, calls)
     graphs = pd.DataFrame(
@@ -141,9 +164,13 @@ def build(records: Records, meta: TraceMetadata, names: BackendNames) -> Spans:
             "complete": pairs.end >= 0,
         }
     )
-    return Spans(
-        calls, seqs, torn, samples, splits, split_row, graphs, pairs.begin, unmatched, cut, loose
+    calls = calls.assign(
+        torn=torn_calls(calls, graphs, holes["graphs"], loose["graphs"], graphs_lost)
     )
+    return Spans(
+        calls, seqs, torn, samples, splits, split_row, graphs, pairs.begin, unmatched, cut, loose,
+        holes,
+    )  # fmt: skip
 
 
 def _named(probes: npt.NDArray[np.uint32], functions: dict[int, str]) -> pd.Categorical[Any]:

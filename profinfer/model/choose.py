@@ -5,7 +5,7 @@ Must not import the analyses or above.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -95,3 +95,14 @@ def choose(trace: Trace, wish: Wish, *, sampled: Mask, joined: bool) -> Selectio
         filters=tuple(filters),
         narrowed=wish.op is not None or wish.layer is not None,
     )
+
+
+def without_torn(trace: Trace, selection: Selection) -> Selection:
+    """The selection without calls of which graphs were lost, and without their graphs."""
+    torn = selection.calls & trace.calls["torn"].to_numpy()
+    if not torn.any():
+        return selection
+    calls = selection.calls & ~torn
+    graphs = selection.graphs & ~np.r_[torn, False][trace.graphs["call_id"].to_numpy()]
+    tokens = int(trace.calls["n_tokens"].to_numpy()[calls].clip(min=0).sum())
+    return replace(selection, calls=calls, graphs=graphs, n_tokens=tokens)

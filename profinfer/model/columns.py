@@ -25,10 +25,12 @@ COLUMNS: dict[str, tuple[str, dict[str, tuple[str, str]]]] = {
             "warmup": ("bool", "The program only warmed up."),
             "cut": ("bool", "Its end was not recorded."),
             "ret": ("number", "What it returned; not 0 is a failure or a warning."),
+            "lost_before": ("bool", "Calls of its thread just before it were lost."),
             "phase": ("text", "warmup, prefill, decode, verify, mixed, encode or other."),
             "generation": ("id", "Number of the prompt in its sequence; -1 for several sequences."),
             "token_index": ("count", "Decode step of its generation, from 0; else -1."),
             "n_decoded": ("count", "Tokens of it that are decode steps."),
+            "torn": ("bool", "Graphs of it were lost: what it did is not known in full."),
         },
     ),
     "sequences": (

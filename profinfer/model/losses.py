@@ -62,6 +62,16 @@ def operators_lost(reader: TraceReader) -> bool:
     return any(_counter(reader, slot) for slot in slots)
 
 
+GRAPHS = SPANS["graphs"]
+EVERY_SPAN = tuple(kind for kinds in SPANS.values() for kind in kinds)
+
+
+def spans_lost(reader: TraceReader, kinds: tuple[Kind, ...]) -> bool:
+    """Whether records of these kinds are missing: refused by the ring, or not in the file."""
+    missing = reader.missing_records()
+    return any(_counter(reader, schema.CNT_LOST + kind) or missing.get(kind) for kind in kinds)
+
+
 def tally(
     reader: TraceReader,
     spans: Spans,

@@ -26,6 +26,7 @@ class _Sequence:
         token: decode steps of it so far.
         next_pos: position that follows the last one, -1 if it was not given.
         prompt_end: position that follows its prompt, -1 if it was not given.
+        losses: how often calls had been lost until then.
     """
 
     phase: str = ""
@@ -33,6 +34,7 @@ class _Sequence:
     token: int = 0
     next_pos: int = -1
     prompt_end: int = -1
+    losses: int = 0
 
     def speculate(self, n_tokens: int, pos: int, *, checks: bool) -> tuple[str, int, int] | None:
         """The same for a context that drafts, or checks drafts; None if it is a prompt after all.
@@ -49,7 +51,7 @@ class _Sequence:
         self.token += 1
         return self.phase, self.generation, self.token - 1
 
-    def step(self, n_tokens: int, pos: int) -> tuple[str, int, int]:
+    def step(self, n_tokens: int, pos: int, *, losses: int = 0) -> tuple[str, int, int]:
         """Phase, generation and token_index of its tokens in the next batch."""
         # Back to where it was before: a new prompt, of which the cache held all but the last
         # token. Forwards it is a call that was not recorded.
@@ -65,10 +67,13 @@ class _Sequence:
         else:
             # A sequence first seen in the middle of a generation counts from there.
             self.generation = max(self.generation, 0)
+            if losses != self.losses and self.phase == "decode" and 0 <= self.next_pos < pos:
+                self.token += pos - self.next_pos  # steps that were not recorded
             index = self.token
             self.token += 1
             self.phase = "decode"
         self.next_pos = pos + n_tokens if pos >= 0 else -1
+        self.losses = losses
         return self.phase, self.generation, index
 
 
@@ -76,7 +81,8 @@ def with_phases(calls: pd.DataFrame, sequences: pd.DataFrame) -> tuple[pd.DataFr
     """Add phase, generation and token_index to both tables.
 
     Args:
-        calls: ctx, n_tokens, warmup, encode, ret; the index is the call_id, in order of begin_ns.
+        calls: ctx, n_tokens, warmup, encode, ret, lost_before; the index is the call_id, in order
+            of begin_ns.
         sequences: call_id, seq, n_tokens, pos_first; in order of call_id.
 
     Returns:
@@ -90,7 +96,7 @@ def with_phases(calls: pd.DataFrame, sequences: pd.DataFrame) -> tuple[pd.DataFr
             *(calls[c].tolist() for c in ("n_tokens", "warmup", "encode", "ret")), strict=True
         )
     ]
-    contexts = calls["ctx"].tolist()
+    contexts, losses = calls["ctx"].tolist(), calls["lost_before"].cumsum().tolist()
     targets = _targets(calls, sequences)
     seen: dict[tuple[int, int], _Sequence] = {}
     steps: list[tuple[str, int, int]] = []
@@ -113,7 +119,7 @@ def with_phases(calls: pd.DataFrame, sequences: pd.DataFrame) -> tuple[pd.DataFr
                     else sequence.phase in ("decode", "verify")
                 )
                 drafted = sequence.speculate(n_tokens, pos, checks=checks)
-            step = drafted or sequence.step(n_tokens, pos)
+            step = drafted or sequence.step(n_tokens, pos, losses=losses[call])
         steps.append(step)
         of_call[call].add(step[0])
     phases = [p if p else _together(s) for p, s in zip(given, of_call, strict=True)]

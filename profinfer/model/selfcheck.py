@@ -131,6 +131,13 @@ def _layout(trace: Trace) -> list[Check]:
     ]
 
 
+def _glued(trace: Trace) -> list[Check]:
+    """What an older recorder lost. It did not number what it wrote."""
+    text = ("begins and ends were lost and have no numbers (an older profinfer): around them two "
+            "calls or graphs may be taken for one long one")  # fmt: skip
+    return [Check("glued", False, text, "error")] if trace.may_be_glued else []
+
+
 def checks(trace: Trace) -> list[Check]:
     """All questions that this trace can answer."""
     out = [
@@ -141,6 +148,7 @@ def checks(trace: Trace) -> list[Check]:
         ),
         *_layout(trace),
         _lost(trace),
+        *_glued(trace),
         _pairs(trace),
     ]
     if trace.meta.plan.ops.mode != "none" and len(trace.graphs):
@@ -150,6 +158,9 @@ def checks(trace: Trace) -> list[Check]:
         every = f"every node once per thread in all {total:,} graphs"
         if trace.narrowed.by_node:
             every = f"{trace.narrowed.text} in all {total:,} graphs, others left out"
+        if trace.narrowed.by_node and total and not len(trace.ops) + len(trace.empty_ops):
+            none = f"no operator was recorded: no graph computes {trace.narrowed.text}"
+            out.append(Check("chosen", False, none))
         out.append(
             Check(
                 "nodes",

@@ -36,7 +36,14 @@ class Pairs:
         return len(self.open) + len(self.stray)
 
 
-def pair(begin_ts: I64, begin_key: I64, end_ts: I64, end_key: I64) -> Pairs:
+def pair(
+    begin_ts: I64,
+    begin_key: I64,
+    end_ts: I64,
+    end_key: I64,
+    begin_part: I64 | None = None,
+    end_part: I64 | None = None,
+) -> Pairs:
     """Match each end with the latest open begin of the same key, as a stack per key.
 
     Args:
@@ -44,23 +51,30 @@ def pair(begin_ts: I64, begin_key: I64, end_ts: I64, end_key: I64) -> Pairs:
         begin_key: group of each begin (thread and probe packed into one integer).
         end_ts: nanoseconds of the ends.
         end_key: group of each end.
+        begin_part: of each begin: between which losses of its group it lies, as ``holes.find``
+            tells; nothing pairs across a loss. None: nothing was lost.
+        end_part: of each end.
 
     A begin that never ends and is not the last of its group has lost its end; the last one is
-    cut off by the end of the recording and kept as an open span.
+    cut off by the end of the recording and kept as an open span, if nothing was lost after it.
     """
     n = len(begin_ts)
     key = np.concatenate([begin_key, end_key])
+    part = np.zeros(len(key), np.int64)
+    if begin_part is not None and end_part is not None:
+        part = np.concatenate([begin_part, end_part])
     ts = np.concatenate([begin_ts, end_ts])
     sign = np.concatenate([np.ones(n, np.int64), -np.ones(len(end_ts), np.int64)])
     # An end at the same nanosecond as a begin closes an earlier span: ends first.
-    order = np.lexsort((sign, ts, key))
-    key, sign = key[order], sign[order]
-    if not len(key):
+    order = np.lexsort((sign, ts, part, key))
+    whole, part, sign = key[order], part[order], sign[order]
+    if not len(whole):
         empty = np.zeros(0, np.int64)
         return Pairs(empty, empty, empty, empty)
 
-    first = np.flatnonzero(np.r_[True, key[1:] != key[:-1]])
-    group = np.repeat(np.arange(len(first)), np.diff(np.r_[first, len(key)]))
+    new = (whole[1:] != whole[:-1]) | (part[1:] != part[:-1])
+    first = np.flatnonzero(np.r_[True, new])
+    key = group = np.cumsum(np.r_[False, new])  # from one loss to the next is a group of its own
     running = np.cumsum(sign)
     depth = running - (running[first] - sign[first])[group]
     # The lowest depth seen so far within the group; each new minimum below zero is an end
@@ -86,7 +100,7 @@ def pair(begin_ts: I64, begin_key: I64, end_ts: I64, end_key: I64) -> Pairs:
     last_of_group = np.zeros(len(key), bool)
     begins = np.flatnonzero(sign > 0)
     if len(begins):
-        tail = np.r_[key[begins][1:] != key[begins][:-1], True]
+        tail = np.r_[whole[begins][1:] != whole[begins][:-1], True] & (part[begins] == 0)
         last_of_group[begins[tail]] = True
     lost = (end_at < 0) & ~last_of_group[begin_at]
     keep = ~lost

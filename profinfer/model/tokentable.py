@@ -17,11 +17,15 @@ def decode_steps(calls: pd.DataFrame, sequences: pd.DataFrame) -> pd.Series:
         step before was not recorded. Rows that are no decode steps, or were cut off, are left out.
     """
     owner = sequences["call_id"].to_numpy()
-    rows = sequences.assign(**{c: calls[c].to_numpy()[owner] for c in ("ctx", "end_ns", "cut")})
+    rows = sequences.assign(
+        losses=calls["lost_before"].cumsum().to_numpy()[owner],
+        **{c: calls[c].to_numpy()[owner] for c in ("ctx", "end_ns", "cut")},
+    )
     rows = rows[(rows["phase"] == "decode").to_numpy() & ~rows["cut"].to_numpy()]
     groups = rows.groupby(["ctx", "seq", "generation"], sort=False)
     step: pd.Series = groups["end_ns"].diff().astype("Int64")
-    return step.where((groups["token_index"].diff() == 1).to_numpy())
+    follows = (groups["token_index"].diff() == 1) & (groups["losses"].diff() == 0)
+    return step.where(follows.to_numpy())
 
 
 def tokens_table(calls: pd.DataFrame, sequences: pd.DataFrame) -> pd.DataFrame:

@@ -35,9 +35,17 @@ from profinfer.model.definitions import build as build_definitions
 from profinfer.model.dependencies import Dependencies, of_definition
 from profinfer.model.edges import Edges
 from profinfer.model.edges import find as find_edges
+from profinfer.model.holes import Holes
 from profinfer.model.life import Life
 from profinfer.model.life import life as find_life
-from profinfer.model.losses import beyond_the_ends, operators_lost, tally
+from profinfer.model.losses import (
+    EVERY_SPAN,
+    GRAPHS,
+    beyond_the_ends,
+    operators_lost,
+    spans_lost,
+    tally,
+)
 from profinfer.model.nodes import NodeTables
 from profinfer.model.nodes import build as build_nodes
 from profinfer.model.operands import Operands
@@ -400,6 +408,17 @@ class Trace:
             out.append("the recording did not finish: the file has no trailer")
         return out
 
+    @property
+    def lost_calls(self) -> Holes:
+        """When calls were lost, of which threads."""
+        return self._spans.holes["calls"]
+
+    @property
+    def may_be_glued(self) -> bool:
+        """Begins and ends were lost and had no numbers: two spans may have been taken for one."""
+        numbered = all(holes.numbered for holes in self._spans.holes.values())
+        return not numbered and spans_lost(self.reader, EVERY_SPAN)
+
     @cached_property
     def narrowed(self) -> Narrowed:
         """Operators and threads that the recording was narrowed to."""
@@ -525,7 +544,8 @@ class Trace:
 
     @cached_property
     def _counted(self) -> tuple[Spans, int]:
-        spans = build_spans(self._records, self.meta, self._names)
+        spans = build_spans(self._records, self.meta, self._names,
+                            graphs_lost=spans_lost(self.reader, GRAPHS))  # fmt: skip
         def_id = self._definitions.of_graph[spans.graph_row]
         spans.graphs["def_id"] = def_id
         return counted(spans, self._nodes.nodes)

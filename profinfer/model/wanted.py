@@ -56,6 +56,15 @@ class Narrowed:
         return bool(self.ops) or self.layers is not None
 
     @property
+    def options(self) -> str:
+        """``--ops MUL_MAT --layers 0:4``, as they were given."""
+        parts = [f"--ops {','.join(self.ops)}"] if self.ops else []
+        if self.layers is not None:
+            first, end = self.layers
+            parts.append(f"--layers {first}" if end == first + 1 else f"--layers {first}:{end}")
+        return " ".join(parts)
+
+    @property
     def text(self) -> str:
         """``MUL_MAT of layers 0 to 3``."""
         parts = [", ".join(self.ops) if self.ops else "operators"]

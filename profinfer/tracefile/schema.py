@@ -13,7 +13,7 @@ import numpy as np
 # --- file frame -----------------------------------------------------------------------
 MAGIC = b"\x89PF\r\n\x1a\n\x00"
 MAJOR = 1
-MINOR = 3  # 1: SCHED, SEQS, compact OPS; 2: EXPERTS, COPY, SYNC, WORK; 3: PACKED
+MINOR = 4  # 1: SCHED, SEQS, compact OPS; 2: EXPERTS, COPY, SYNC, WORK; 3: PACKED; 4: numbers
 CHUNK_MAGIC = 0x4B4E4843  # "CHNK"
 
 FILE_HEADER = np.dtype(
@@ -107,6 +107,10 @@ class OpKind(IntEnum):
     ENTER = 4
     LEAVE = 5
 
+
+# Of begins and ends: a number of 1 to NUMBERS in the upper bits of the flags, 0 for none.
+NUMBER_SHIFT = 4
+NUMBERS = 4095
 
 CALL_ENCODE = 1
 SEQS_CUT = 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import json
 import os
 import pty
@@ -377,6 +378,15 @@ def test_losses_add_up(tmp_path: Path, fake_ggml: Path, run_profinfer) -> None:
     calls = len(said["calls"])
     for kind in (Kind.CALL_BEGIN, Kind.CALL_END, Kind.GRAPH_BEGIN, Kind.GRAPH_END):
         assert held.get(kind, 0) + counters[CNT_LOST + kind] == calls, kind
+    # No call is made of the begin of one and the end of another.
+    truth_ns = {c["begin_ns"]: c["end_ns"] for c in said["calls"]}
+    begins = sorted(truth_ns)
+    calls = Trace.open(out).calls
+    assert 0 < calls["lost_before"].sum() < len(calls) < len(said["calls"])
+    for begin, end in calls[~calls["cut"]][["begin_ns", "end_ns"]].to_numpy().tolist():
+        # The probes lie inside of the two moments that the target notes.
+        own = begins[bisect.bisect_right(begins, begin) - 1]
+        assert own <= begin < end <= truth_ns[own]
     # Every view says so, and what is shown is of whole graphs only.
     shown = run_profinfer("report", out)
     assert shown.returncode == 0

@@ -149,3 +149,21 @@ def test_views_say_what_is_not_there(
     assert "not recorded" in run_profinfer("report", some, "--by", "outlier").stdout
     done = run_profinfer("diff", some, whole)
     assert done.returncode != 0 and "of different operators" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("wanted", "have"), [(("--ops", "VIEW"), "MUL_MAT"), (("--layers", "999"), "layers 0 to ")]
+)
+def test_what_was_chosen_but_never_computed_is_said(
+    tmp_path: Path, fake_ggml: Path, run_profinfer, wanted: tuple[str, str], have: str
+) -> None:
+    out, chosen = tmp_path / "t.pf", " ".join(wanted)
+    command = [fake_ggml, "--layers", "3", "--tokens", "3", "--out", "/dev/null"]
+    done = run_profinfer("record", "-o", out, *wanted, "--", *command)
+    assert done.returncode == 0
+    assert f"no operator was recorded: {chosen} chose none" in done.stderr
+    assert have in done.stderr
+    assert "no operator was recorded" in run_profinfer("report", out).stdout
+    done = run_profinfer("report", out, "--by", "op")
+    assert done.returncode != 0 and f"{chosen} chose none" in done.stderr
+    assert "record --level op" not in done.stderr

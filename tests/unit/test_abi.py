@@ -118,6 +118,7 @@ def test_constants(tmp_path: Path) -> None:
         wanted[f"PF_{name}"] = getattr(schema, name)
     assert wanted["PF_COPY_WHOLE"] == schema.COPY_WHOLE
     wanted["PF_COPY_WHOLE"] = -1  # as printed
+    wanted |= {"PF_NUMBER_SHIFT": schema.NUMBER_SHIFT, "PF_NUMBERS": schema.NUMBERS}
     wanted["PF_COMM_LEN"] = schema.COMM_LEN
     wanted["PF_OPS_PER_BATCH"] = schema.OPS_PER_BATCH
     wanted["PF_MAX_COUNTERS"] = schema.MAX_COUNTERS

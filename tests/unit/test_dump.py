@@ -48,9 +48,9 @@ EXPECTED = """\
       0 0.000000005 tid=77 THREAD comm="main"
       1 0.000000006 tid=77 WARMUP ctx=0xc0 probe=7 value=1
       2 1234567.890123456 tid=77 CALL_BEGIN ctx=0xc0 probe=0 n_tokens=4 pos_first=-1 pos_last=3 \
-n_seqs=-1 seq=-1 [ENCODE]
+n_seqs=-1 seq=-1 [ENCODE #1]
       3 0.000000011 tid=77 SPLIT_BEGIN backend=0xb0 cgraph=0xabc0 uid=0 get_name=0x4000 \
-guid=000102030405060708090a0b0c0d0e0f n_nodes=3 probe=2
+guid=000102030405060708090a0b0c0d0e0f n_nodes=3 probe=2 [#1]
       - NOTE {"ts": 12, "text": "between"}
       4 0.000000012 tid=77 PTRS cgraph=0xabc0 gen=12 first=0 n=2 ptr=0x200,0x300
       5 0.000000012 tid=77 TENSOR addr=0x200 gen=12 name="odd \\"name\\"\\n" op=MUL_MAT type=f32 \
@@ -58,13 +58,13 @@ ne=128x2x1x1 nb=4x512x1024x1024 op_params=5 src=0x100 tensor_flags=16 buffer=0x5
 view_src=0x0 view_offs=0
       6 0.000000012 tid=77 BUFFER addr=0x5000 gen=12 usage=1
       7 0.000000013 tid=77 GRAPH_BEGIN cgraph=0xabc0 uid=0 gen=12 n_nodes=3 n_threads=2 \
-walk_ns=99 probe=3 [CHANGED PARTIAL flags=0xb]
+walk_ns=99 probe=3 [CHANGED PARTIAL #1 flags=0xb]
       8 0.000001000 tid=78 OPS cgraph=0x0 seq=0 n=3 [LAST COMPACT]
-      9 0.000000020 tid=77 GRAPH_END probe=3 value=-1
-     10 0.000000021 tid=77 SPLIT_END probe=2 value=0
-     11 0.000000022 tid=77 CALL_END probe=0 value=0
-     12 0.000000023 tid=77 SAMPLE_BEGIN probe=1 value=0
-     13 0.000000024 tid=77 SAMPLE_END probe=1 value=0
+      9 0.000000020 tid=77 GRAPH_END probe=3 value=-1 [#2]
+     10 0.000000021 tid=77 SPLIT_END probe=2 value=0 [#2]
+     11 0.000000022 tid=77 CALL_END probe=0 value=0 [#2]
+     12 0.000000023 tid=77 SAMPLE_BEGIN probe=1 value=0 [#1]
+     13 0.000000024 tid=77 SAMPLE_END probe=1 value=0 [#2]
      14 0.000000025 tid=78 SCHED cpu=1 state=2 other=900 other_tgid=899 prio=110 comm="stress" \
 [OUT PREEMPT]
 """

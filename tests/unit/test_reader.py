@@ -40,7 +40,7 @@ def test_records_of_every_kind_keep_their_values(tmp_path: Path) -> None:
         assert set(index.tid.tolist()) == {77}
         order, call = reader.fixed(Kind.CALL_BEGIN)
         assert order.tolist() == [2]
-        assert (call["ctx"][0], call["n_tokens"][0], call["flags"][0]) == (1 << 63, 4, 1)
+        assert (call["ctx"][0], call["n_tokens"][0], call["flags"][0]) == (1 << 63, 4, 1 | 1 << 4)
         assert (call["pos_first"][0], call["pos_last"][0]) == (2, 5)
         split = reader.fixed(Kind.SPLIT_BEGIN).rows[0]
         assert bytes(split["guid"]) == b"g" * 16 and split["get_name"] == 0x40
@@ -169,7 +169,7 @@ def test_a_newer_minor_version_is_read(tmp_path: Path) -> None:
     with TraceReader(path) as reader:
         assert reader.fixed(Kind.CALL_END).rows["value"].tolist() == [0, 4]
         said = "\n".join(reader.problems)
-        assert "format 1.9, newer than 1.3" in said
+        assert "format 1.9, newer than 1.4" in said
         assert "1 chunk(s) of unknown kind 77" in said
         assert "1 record(s) of unknown kind 40" in said
         assert reader.chunk_counts() == {"RING": 1, "kind 77": 1, "TRAILER": 1}

@@ -72,6 +72,7 @@ def take(trace: Trace, selection: Selection) -> Samples:
     calls = trace.calls
     kept = selection.calls & (calls["n_tokens"].to_numpy() > 0)
     asked = int(kept.sum())
+    kept &= ~calls["torn"].to_numpy()
     if len(trace.ops):
         kept = kept.copy()
         kept[parent[~whole & (parent >= 0)]] = False

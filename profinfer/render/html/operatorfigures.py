@@ -25,7 +25,7 @@ def tones(roles: Sequence[str]) -> dict[str, int]:
 # The colour of a row of the ledger does not depend on which other rows there are.
 _LEDGER = {
     "compute": 0, "graphs": 0, "calls": 0, "wait": 1, "torn": 7, "empty": 7, "gaps": 3, "walk": 7,
-    "build": 5, "sampling": 2, "between": 4,
+    "build": 5, "sampling": 2, "between": 4, "unseen": 7,
 }  # fmt: skip
 
 
