@@ -352,7 +352,7 @@ def _experts(trace: Trace, asked: ReportOptions, selections: list[Selection]) ->
 def _experts_of(
     trace: Trace, asked: ReportOptions, chosen: Selection, *, brief: bool
 ) -> Iterator[Result]:
-    from profinfer.analysis import expertreuse, experts
+    from profinfer.analysis import expertpasses, expertreuse, experts
 
     human = asked.form == "table"
     top = asked.top or ((TOP_VIEW if asked.by else TOP) if human else None)
@@ -365,7 +365,9 @@ def _experts_of(
         yield expertreuse.by_reuse(trace, chosen)
     if asked.by == "cache" or every:
         yield expertreuse.by_cache(trace, chosen, brief=human and not asked.top)
-    if asked.by == "token" or (every and not human):
+    if asked.by == "token" and asked.layer is not None:
+        yield expertpasses.by_pass(trace, chosen, top)
+    elif asked.by == "token" or (every and not human):
         yield experts.by_token(trace, chosen, top if asked.top or asked.by is None else None)
     if asked.by == "expert" or every:
         yield experts.by_expert(trace, chosen, top)

@@ -72,6 +72,25 @@ class Series:
 
 
 @dataclass(frozen=True)
+class Cells:
+    """Counts in a grid, for values that are too many to be drawn one by one.
+
+    Attributes:
+        title: of the legend: what is counted.
+        places: left, right, lower and upper edge of each cell that has any.
+        counts: of each; the most is drawn fullest, on a logarithmic scale.
+        tips: what is said of each.
+        tone: their colour.
+    """
+
+    title: str
+    places: Sequence[tuple[float, float, float, float]]
+    counts: Sequence[int]
+    tips: Sequence[str]
+    tone: Tone = 0
+
+
+@dataclass(frozen=True)
 class Plot:
     """Values over values.
 
@@ -84,6 +103,7 @@ class Plot:
         series: drawn in this order.
         guides: vertical lines: place and label.
         near: a pointer finds the value nearest in "x", or in both directions.
+        cells: drawn below all else.
     """
 
     name: str
@@ -94,6 +114,7 @@ class Plot:
     series: Sequence[Series]
     guides: Sequence[tuple[float, str]] = ()
     near: Literal["x", "xy"] = "xy"
+    cells: Cells | None = None
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from profinfer.render.html.svg import esc, label, num, tag
 
 CHARACTER = 6.3  # px of one at 11 px, a little more than the mean
 LINE = 16.0  # px of a row of the legend
+FAINTEST = 0.15  # opacity of the least of cells
 
 
 @dataclass(frozen=True)
@@ -51,17 +52,17 @@ def legend(
     """Names with their marks, in rows from ``left`` to ``right``; the markup and its height.
 
     Args:
-        entries: name, tone, and what to draw: line, dashed, band, circle, diamond or bar.
+        entries: name, tone, and what to draw: line, dashed, band, circle, diamond, bar or shades.
         left: px.
         right: px.
     """
     out, x, y = [], left, 10.0
     for name, colour, form in entries:
-        need = 22 + wide_of(name) + 12
+        need = (46 if form == "shades" else 22) + wide_of(name) + 12
         if x > left and x + need > right:
             x, y = left, y + LINE
         out.append(_mark(form, x + 8, y, tone(colour)))
-        out.append(label(x + 22, y + 4, name))
+        out.append(label(x + need - 12 - wide_of(name), y + 4, name))
         x += need
     return "".join(out), y + LINE if entries else 0.0
 
@@ -73,6 +74,13 @@ def _mark(form: str, x: float, y: float, colour: str) -> str:
         return tag("path", d=path, class_=f"line {colour}", stroke_dasharray=dashes)
     if form == "band":
         return tag("rect", x=x - 8, y=y - 5, width=16.0, height=10.0, class_=f"band {colour}")
+    if form == "shades":
+        steps = [FAINTEST + (1 - FAINTEST) * i / 3 for i in range(4)]
+        return "".join(
+            tag("rect", x=x - 8 + 10 * i, y=y - 5, width=10.0, height=10.0,
+                class_=f"cell {colour}", fill_opacity=f"{step:.2f}")
+            for i, step in enumerate(steps)
+        )  # fmt: skip
     if form == "bar":
         return tag("rect", x=x - 5, y=y - 5, width=10.0, height=10.0, rx=2, class_=f"fill {colour}")
     return tag("path", d=point(x, y, 4.0, form), class_=f"fill {colour}")
