@@ -58,9 +58,18 @@ def write(path: Path, trace: Trace, selections: list[Selection], sections: list[
     Raises:
         ProfinferError: the file cannot be written.
     """
+    return write_page(path, _page(trace, selections, sections))
+
+
+def write_page(path: Path, page: Page) -> int:
+    """Write a page; returns its bytes.
+
+    Raises:
+        ProfinferError: the file cannot be written.
+    """
     from profinfer.render.html.page import render
 
-    text = render(_page(trace, selections, sections)).encode("utf-8", "replace")
+    text = render(page).encode("utf-8", "replace")
     with created(path, path.is_file() or not path.exists(), _failed) as out:
         out.write(text)
     return len(text)
