@@ -288,7 +288,7 @@ def backend_views(
 ) -> Iterator[Result]:
     """By backend: time, copies, operators on the host, messages; those that there are."""
     if asked.against is not None:
-        yield from _against(trace, selections, asked, top)
+        yield from against_views(trace, selections, asked, top)
         return
     for chosen in selections:
         rows = asked.top or top
@@ -316,9 +316,10 @@ def backends_of(trace: Trace, chosen: Selection, top: int | None) -> list[Result
     return [by, *(part for part in parts if len(part.frame))]
 
 
-def _against(
+def against_views(
     trace: Trace, selections: list[Selection], asked: ReportOptions, top: int | None
 ) -> Iterator[Result]:
+    """The comparison with the other recording, of the phases that both have."""
     from profinfer.analysis.comparison import compare
     from profinfer.model.trace import Trace
 

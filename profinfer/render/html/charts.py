@@ -149,6 +149,35 @@ class Bars:
 
 
 @dataclass(frozen=True)
+class Rows:
+    """The same things, one a row, measured in several ways that are compared.
+
+    Attributes:
+        name: stable key.
+        title: a heading.
+        about: how to read it.
+        labels: of the rows.
+        names: of what is compared.
+        values: one row per label, one value per name; NaN where there is none.
+        axis: of the values.
+        tones: colour of each name.
+        tips: like ``values``: what is said of each.
+        said: a word at the end of each row.
+    """
+
+    name: str
+    title: str
+    about: str
+    labels: Sequence[str]
+    names: Sequence[str]
+    values: Sequence[Sequence[float]]
+    axis: Axis
+    tones: Sequence[Tone]
+    tips: Sequence[Sequence[str]]
+    said: Sequence[str]
+
+
+@dataclass(frozen=True)
 class Drawing:
     """An SVG made elsewhere, such as a graph of operators.
 
@@ -166,4 +195,5 @@ class Drawing:
     svg: str
 
 
-Chart = Plot | Bars | Drawing
+Drawn = Plot | Bars | Rows
+Chart = Drawn | Drawing

@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from profinfer.render.html.charts import Tone
-from profinfer.render.html.scales import Scale
+from profinfer.render.html.charts import Axis, Tone
+from profinfer.render.html.scales import Scale, titled
 from profinfer.render.html.svg import esc, label, num, tag
 
 CHARACTER = 6.3  # px of one at 11 px, a little more than the mean
@@ -118,6 +118,23 @@ def level(across: Scale, low: float, size: Size, title: str) -> str:
         out.append(label(x, low + 18, text, "middle"))
     middle = (across.start + across.stop) / 2
     return "".join(out) + label(middle, low + 36, title, "middle", "title")
+
+
+def lying(across: Scale, top: float, bottom: float, size: Size, axis: Axis) -> str:
+    """Lines, labels and title of the level axis below rows from ``top`` to ``bottom``."""
+    out = []
+    for value, text in across.ticks(size.ticks - 2):
+        x = across(value)
+        out.append(tag("path", d=f"M{num(x)} {num(top)}V{num(bottom)}", class_="grid"))
+        out.append(label(x, bottom + 15, text, "middle"))
+    title = titled(axis, across)
+    return "".join(out) + label(size.width - 14, bottom + 31, title, "end", "title")
+
+
+def shortened(name: str, room: float) -> str:
+    """A name that fits left of a row."""
+    fits = int((room - 10) / CHARACTER)
+    return name if len(name) <= fits else name[: max(fits - 1, 1)] + "…"
 
 
 def gutter(shown: Scale) -> float:
