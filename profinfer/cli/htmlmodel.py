@@ -7,7 +7,7 @@ from profinfer.analysis.layerpattern import groups
 from profinfer.analysis.opgraph import definitions, op_graph
 from profinfer.cli.htmlsource import Part, Source, parts_of
 from profinfer.errors import EnvironmentProblem
-from profinfer.render.html import expertfigures
+from profinfer.render.html import expertcostfigures, expertfigures
 from profinfer.render.html.charts import Drawing
 from profinfer.render.html.section import Fold, Section
 from profinfer.render.svg import layer_svg
@@ -48,10 +48,11 @@ def expert_section(source: Source) -> Section | None:
         "Experts",
         parts_of(
             experts.overview(trace, chosen),
+            expertfigures.loads(uses, known),
             *of_layers,
-            expertfigures.reuse(uses),
-            expertfigures.density(done),
-            expertfigures.disk(expertpasses.products(trace, chosen)),
+            expertcostfigures.reuse(uses),
+            expertcostfigures.density(done),
+            expertcostfigures.disk(expertpasses.products(trace, chosen)),
             experts.by_layer(trace, chosen),
             expertreuse.by_reuse(trace, chosen),
             expertreuse.by_cache(trace, chosen, brief=True),

@@ -76,10 +76,9 @@ def command(
     if form != "csv" and (counted := scalingsizes.by_counters(runs)) is not None:
         results.append(scalingsizes.brief(counted) if form == "table" else counted)
     if form == "json":
-        results.append(scalingsizes.by_size(runs))
-    if form == "json":
         from profinfer.render.machine import to_json
 
+        results.append(scalingsizes.by_size(runs))
         told = [replace(result, phase=phase) for result in results]
         about = [about_trace(trace) for trace in opened]
         # What this document had before it named its traces.

@@ -13,6 +13,7 @@ from profinfer.analysis import expertpasses
 from profinfer.cli import run
 from profinfer.cli.report import command
 from profinfer.model.trace import Trace
+from profinfer.render.html import expertcostfigures as costs
 from profinfer.render.html import expertfigures as figures
 from profinfer.render.html import plot
 from profinfer.render.html.drawing import NARROW
@@ -51,6 +52,20 @@ def test_every_use_of_an_expert_is_one_point_at_its_pass(trace: Trace) -> None:
     assert "4 of 8 experts" in drawn.about
 
 
+def test_each_expert_of_each_layer_has_the_passes_that_needed_it(trace: Trace) -> None:
+    uses = expertpasses.needed(trace, trace.select(phase="decode"))
+    drawn = figures.loads(uses, {0: 8, 1: 8})
+    assert drawn is not None and drawn.cells is not None
+    assert sum(drawn.cells.counts) == len(uses)
+    passes = uses["step"].nunique()
+    found = dict(zip(drawn.cells.places, drawn.cells.counts, strict=True))
+    assert found[0.0, 1.0, -0.5, 0.5] == found[7.0, 8.0, 0.5, 1.5] == passes
+    many = pd.DataFrame({"layer": np.arange(100), "expert": 127})
+    drawn = figures.loads(many, dict.fromkeys(range(100), 128))
+    assert drawn is not None and drawn.cells is not None and "neighbours share" in drawn.about
+    assert all(right == 128 for _, right, _, _ in drawn.cells.places)
+
+
 def test_long_runs_are_drawn_in_part_and_say_so() -> None:
     n = 3 * figures.PASSES_MAX
     uses = pd.DataFrame({"layer": 0, "step": np.arange(n), "expert": np.arange(n) % 4, "gap": 4})
@@ -74,7 +89,7 @@ def test_the_grid_holds_every_pass_once(trace: Trace) -> None:
     generator = np.random.default_rng(5)
     gap = generator.geometric(0.2, 500).astype(float)
     done = pd.DataFrame({"layer": 0, "gap": gap, "op_ns": 1e5 * gap, "first": 0})
-    drawn = figures.density(done)
+    drawn = costs.density(done)
     assert drawn is not None and drawn.cells is not None
     assert sum(drawn.cells.counts) == 500
     places = drawn.cells.places
@@ -90,12 +105,12 @@ def test_products_with_faults_stand_at_what_they_read(trace: Trace) -> None:
     found = expertpasses.products(trace, trace.select(phase="decode"))
     assert set(found["product"]) == {"ffn_moe_up", "ffn_moe_down"}
     assert found["majors"].sum() == (trace.faults["major"] & (trace.faults["graph_id"] > 0)).sum()
-    drawn = figures.disk(found.assign(read=0))
+    drawn = costs.disk(found.assign(read=0))
     assert drawn is not None and drawn.x.unit == "count"
     away = found[found["majors"] > 0]
     points = [v for s in drawn.series if s.kind == "points" for v in s.y]
     assert sorted(points) == sorted(away["op_ns"].astype(float))
-    assert figures.disk(found.assign(read=0, majors=0)) is None
+    assert costs.disk(found.assign(read=0, majors=0)) is None
 
 
 def test_the_table_names_the_experts_of_each_pass(

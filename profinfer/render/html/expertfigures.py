@@ -6,22 +6,16 @@ Makes charts of what analyses found; draws nothing. Must not import the command 
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 
-from profinfer.analysis.expertreuse import group_of
 from profinfer.analysis.expertuse import FIRST
-from profinfer.render.html.charts import ACCENT, MUTED, TONES, Axis, Bars, Cells, Plot, Series
-from profinfer.render.html.tokenfigures import thinned
-from profinfer.units import format_bytes, format_ns, format_percent, format_things
-
-F64 = npt.NDArray[np.float64]
+from profinfer.render.html.charts import ACCENT, Axis, Cells, Plot, Series
+from profinfer.units import format_ns, format_things
 
 # Passes that are drawn of a layer: beyond, those from the middle of the run.
 PASSES_MAX = 400
 DOTS_MAX = 2500
-PRODUCTS_MAX = 600  # executions drawn of one product
-_COLUMNS, _ROWS = 36, 24  # cells of a density
+LOADS_MAX = 2500  # cells of experts and layers
 _LEAST = 3  # passes that are worth a chart
 
 # Reuse distances that are told apart: name, least, most, colour.
@@ -135,113 +129,41 @@ def times(done: pd.DataFrame, layer: int) -> list[Plot]:
     ]  # fmt: skip
 
 
-def reuse(uses: pd.DataFrame) -> Bars | None:
-    """How the reuse distances of all accesses spread."""
-    if len(uses) < _LEAST:
-        return None
-    told = pd.DataFrame(
-        {"gap": uses["gap"].where(uses["gap"] != FIRST), "first": uses["gap"] == FIRST}
-    )
-    label = group_of(told)
-    order = uses["gap"].where(uses["gap"] != FIRST, 1 << 62).groupby(label).min().sort_values()
-    counts = label.value_counts().reindex(order.index)
-    share = (counts / len(uses)).tolist()
-    labels = order.index.tolist()
-    tips = [[f"{name}: {n:,} uses, {format_percent(s)}"]
-            for name, n, s in zip(labels, counts.tolist(), share, strict=True)]  # fmt: skip
-    return Bars(
-        "expert-reuse",
-        "How long ago experts were needed before",
-        "Of every use of an expert by a pass, all layers. What is needed soon again is worth "
-        "keeping in memory.",
-        labels,
-        ["uses"],
-        [[s] for s in share],
-        Axis("of all uses", "ratio"),
-        [0],
-        tips,
-        upright=True,
-        order="passes since it was needed before",
-    )
+def loads(uses: pd.DataFrame, known: dict[int, int]) -> Plot | None:
+    """How many passes needed each expert of each layer.
 
-
-def density(done: pd.DataFrame) -> Plot | None:
-    """Time of passes over the mean reuse distance, as counts in a grid, and its median."""
-    known = done.dropna(subset=["op_ns", "gap"])
-    known = known[(known["op_ns"] > 0) & (known["first"] == 0)]
-    if len(known) < 2 * _LEAST or known["gap"].nunique() < _LEAST:
+    Args:
+        uses: all accesses, of ``expertpasses.needed``.
+        known: layer -> experts to choose from.
+    """
+    if not len(uses):
         return None
-    x, y = known["gap"].to_numpy(np.float64), known["op_ns"].to_numpy(np.float64)
-    across = _edges(x, _COLUMNS)
-    up = _edges(y, _ROWS)
-    counts = np.histogram2d(x, y, [across, up])[0].astype(np.int64)
-    column, row = np.nonzero(counts)
-    places = list(zip(across[column].tolist(), across[column + 1].tolist(),
-                      up[row].tolist(), up[row + 1].tolist(), strict=True))  # fmt: skip
-    found = counts[column, row].tolist()
-    tips = [
-        f"{format_things(n, 'pass')}: {a:.1f} to {b:.1f} passes ago, "
-        f"{format_ns(c)} to {format_ns(d)}"
-        for n, (a, b, c, d) in zip(found, places, strict=True)
-    ]
-    at = np.clip(np.searchsorted(across, x, side="right") - 1, 0, len(across) - 2)
-    middle = pd.Series(y).groupby(at).agg(["median", "size"])
-    middle = middle[middle["size"] >= _LEAST]
-    centre = np.sqrt(across[:-1] * across[1:])[middle.index.to_numpy()]
+    wide = max(known.values())
+    # Neighbours share a cell where there are too many for one each.
+    step = max(1, -(-wide * len(known) // LOADS_MAX))
+    cells = uses.assign(cell=uses["expert"] // step).groupby(["layer", "cell"])
+    counts: pd.DataFrame = cells.size().rename("n").reset_index()
+    places, tips = [], []
+    for layer, cell, n in counts.to_numpy().tolist():
+        first, after = cell * step, min((cell + 1) * step, known[layer])
+        places.append((float(first), float(after), layer - 0.5, layer + 0.5))
+        which = f"expert {first}" if after == first + 1 else f"experts {first} to {after - 1}"
+        tips.append(f"layer {layer}, {which}: needed {format_things(n, 'time')}")
+    counted = counts["n"]
+    about = "How many passes needed each expert; what is blank was not needed."
+    if step > 1:
+        about += f" {step} neighbours share a cell."
     return Plot(
-        "expert-density",
-        "Time over reuse distance",
-        f"{format_things(len(known), 'pass')} of all layers whose experts had all been needed "
-        "before. A line that rises: experts that were away have to be fetched again.",
-        Axis("passes since its experts were needed before, mean", log=True),
-        Axis("time of a pass", "ns", log=True),
-        [Series("median", centre.tolist(), middle["median"].tolist(), "line", 1)],
-        cells=Cells(f"passes: 1 to {max(found):,}", places, found, tips),
-    )
-
-
-def _edges(values: F64, count: int) -> F64:
-    """Edges of cells that grow by the same factor."""
-    low, high = float(values.min()), float(values.max())
-    return np.geomspace(low * 0.999, max(high, low * 1.1) * 1.001, count + 1)
-
-
-def disk(products: pd.DataFrame) -> Plot | None:
-    """Time of an execution over what disks read meanwhile, or over its major faults."""
-    read = bool(products["read"].any())
-    if not read and not products["majors"].any():
-        return None
-    column = "read" if read else "majors"
-    series, drawn = [], 0
-    for tone, (name, rows) in enumerate(products.groupby("product")):
-        away = rows[rows[column] > 0]
-        away = away.iloc[thinned(len(away), PRODUCTS_MAX)]
-        drawn += len(away)
-        x, y = away[column].astype(float).tolist(), away["op_ns"].astype(float).tolist()
-        told = zip(x, y, away["layer"].tolist(), away["majors"].tolist(), strict=True)
-        tips = [
-            f"{name}, layer {layer}: {format_ns(b)}\n"
-            + (f"{format_bytes(a)} read, " if read else "")
-            + format_things(majors, "major fault")
-            for a, b, layer, majors in told
-        ]
-        series.append(Series(str(name), x, y, "points", tone % TONES, tips=tips, size=2.5))
-    calm = products["op_ns"][products[column] == 0]
-    what = "what disks read meanwhile" if read else "the major faults of its threads"
-    about = f"Each execution of a product with experts: its time over {what}."
-    if len(calm):
-        usual = float(calm.median())
-        about += f" {format_things(len(calm), 'execution')} without: {format_ns(usual)} (median)."
-        ends = [float(products[column][products[column] > 0].min()), float(products[column].max())]
-        name = f"median of those {'that read nothing' if read else 'without'}"
-        series.append(Series(name, ends, [usual, usual], "line", MUTED, dashed=True))
-    held = int((products[column] > 0).sum())
-    about += f" {drawn:,} of {held:,} drawn." if drawn < held else ""
-    return Plot(
-        "expert-disk",
-        "Time of products over bytes read" if read else "Time of products over faults",
+        "expert-loads",
+        "Experts of each layer",
         about,
-        Axis("read from disk" if read else "major faults", "bytes" if read else "count", log=True),
-        Axis("time of one", "ns", log=True),
-        [s for s in series if len(s.x)],
+        Axis("expert", "id", tight=True),
+        Axis("layer", "id", tight=True),
+        [],
+        cells=Cells(
+            f"passes: {counted.min():,} to {counted.max():,}",
+            places,
+            counted.tolist(),
+            tips,
+        ),
     )
