@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from profinfer.analysis import dagviews, expertcosts, expertpasses, expertreuse, experts
+from profinfer.analysis import dagviews, dagwidths, expertcosts, expertpasses, expertreuse, experts
 from profinfer.analysis.layerpattern import groups
 from profinfer.analysis.opgraph import definitions, op_graph
 from profinfer.cli.htmlsource import Part, Source, parts_of
 from profinfer.errors import EnvironmentProblem
-from profinfer.render.html import expertcostfigures, expertfigures
+from profinfer.render.html import expertcostfigures, expertfigures, graphfigures
 from profinfer.render.html.charts import Drawing
 from profinfer.render.html.section import Fold, Section
 from profinfer.render.svg import layer_svg
@@ -89,4 +89,7 @@ def graph_section(source: Source) -> Section | None:
         except EnvironmentProblem as missing:
             about += f" No drawing: {missing.message}."
     rest = told[1:]
-    return Section("graph", "Operator graph", parts_of(told[0], drawing, *map(Fold, rest)), about)
+    width = graphfigures.widths(dagwidths.steps(graph))
+    return Section(
+        "graph", "Operator graph", parts_of(told[0], drawing, width, *map(Fold, rest)), about
+    )
