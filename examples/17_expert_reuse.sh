@@ -22,5 +22,10 @@ echo
 say profinfer report experts.pf --experts --phase decode
 echo
 say profinfer report experts.pf --experts --by token --phase decode --top 12
+echo
+say profinfer report experts.pf --experts --by token --layer 1 --phase decode --top 12
+echo
+# Experts over tokens, time over reuse distance, time over what disks read, as SVG files.
+say profinfer report experts.pf --plots experts-plots --force
 rmdir $GROUP
 rm models/moe-64.gguf

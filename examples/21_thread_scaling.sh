@@ -12,3 +12,6 @@ done
 say profinfer scaling t1a.pf t1b.pf t2a.pf t2b.pf t4a.pf t4b.pf
 echo
 say profinfer scaling t1a.pf t1b.pf t2a.pf t2b.pf t4a.pf t4b.pf --phase prefill
+echo
+# Speed, roles and sizes of operators over threads, as SVG files; --html makes a page.
+say profinfer scaling t1a.pf t1b.pf t2a.pf t2b.pf t4a.pf t4b.pf --plots threads-plots --force

@@ -20,3 +20,6 @@ echo
 say profinfer report openblas.pf --by backend --against cpu.pf --top 12
 echo
 say profinfer report blis.pf --by backend --against cpu.pf --top 6
+echo
+# Both times of each kind of operator, drawn: blas-plots/against-prefill.svg
+say profinfer report blis.pf --by backend --against cpu.pf --plots blas-plots --force

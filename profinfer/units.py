@@ -84,8 +84,8 @@ def format_count(count: float | None) -> str:
 
 
 def format_things(n: int, what: str) -> str:
-    """A number of things by name: ``1 token``, ``1,234 tokens``."""
-    return f"{n:,} {what}{'' if n == 1 else 's'}"
+    """A number of things by name: ``1 token``, ``1,234 tokens``, ``2 passes``."""
+    return f"{n:,} {what}{'' if n == 1 else 'es' if what.endswith('s') else 's'}"
 
 
 def format_short_count(count: float | None) -> str:

@@ -78,7 +78,7 @@ def compare(
         top: rows.
     """
     here, there = side(trace, selection), side(other, against)
-    both = here.table.join(there.table, how="inner", rsuffix="_other")
+    both = here.table.join(there.table.add_suffix("_other"), how="inner")
     mean, other_mean = (both[f"time_ns{s}"] / both[f"runs{s}"] for s in ("", "_other"))
     per_call = both["runs"] / max(here.calls, 1)
     frame = pd.DataFrame(

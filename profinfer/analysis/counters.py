@@ -106,13 +106,22 @@ def about(trace: Trace) -> list[Note]:
     return out
 
 
-def means(trace: Trace) -> pd.DataFrame:
-    """Counts of an execution by node, all threads, mean over those that ran; NaN if none did."""
+def means(trace: Trace, graphs: npt.NDArray[np.bool_] | None = None) -> pd.DataFrame:
+    """Counts of an execution by node, all threads, mean over those that ran; NaN if none did.
+
+    Args:
+        trace: recorded with counters.
+        graphs: which graphs' executions count; None for all.
+    """
     n = len(trace.nodes)
-    runs = np.bincount(trace.op_walls["node_id"].to_numpy(), minlength=n).astype(np.float64)
+    walls, ops, values = trace.op_walls, trace.ops, np.nan_to_num(trace.counted.values)
+    if graphs is not None:
+        walls = walls[graphs[walls["graph_id"].to_numpy()]]
+        kept = graphs[ops["graph_id"].to_numpy()]
+        ops, values = ops[kept], values[kept]
+    runs = np.bincount(walls["node_id"].to_numpy(), minlength=n).astype(np.float64)
     runs[runs == 0] = np.nan
-    node = trace.ops["node_id"].to_numpy()
-    values = np.nan_to_num(trace.counted.values)
+    node = ops["node_id"].to_numpy()
     names = [counter.name for counter in trace.meta.plan.counters]
     return pd.DataFrame(
         {name: np.bincount(node, values[:, k], n) / runs for k, name in enumerate(names)},

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from profinfer.analysis.dagwidths import widths
 from profinfer.analysis.layerpattern import Group, differences, groups, layer_places, steps_back
 from profinfer.analysis.opgraph import CACHE, INPUT, WEIGHT, OpGraph
 from profinfer.analysis.result import Column, Note, Result
@@ -286,4 +287,5 @@ def summary(graph: OpGraph, others: int) -> list[Result]:
     if outside:
         title = "Operators of no layer" if found else "Operators"
         out.append(nodes(graph, outside, title))
+    out.append(widths(graph))
     return [*out, path(graph)] if graph.timed else out

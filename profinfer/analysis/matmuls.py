@@ -63,7 +63,7 @@ def matmuls(trace: Trace, selection: Selection, top: int | None = None) -> Resul
     out["macs"] = (out["macs"] / out["calls"]).round()
     out["moved"] = (out["moved"] / out["calls"]).round()
     out["mean_ns"] = out["wall_ns"] / out["calls"]
-    out["median_ns"] = _medians(trace, selection, frame[keys], out[keys])
+    out["median_ns"] = medians(trace, selection, frame[keys], out[keys])
     out["flop_per_s"] = 2e9 * out["macs"] / out["median_ns"].where(out["median_ns"] > 0)
     out = out.sort_values(["macs", "wall_ns"], ascending=False, kind="stable")
     extra = _exponents(out)
@@ -82,10 +82,17 @@ def matmuls(trace: Trace, selection: Selection, top: int | None = None) -> Resul
     )
 
 
-def _medians(
+def medians(
     trace: Trace, selection: Selection, nodes: pd.DataFrame, groups: pd.DataFrame
 ) -> npt.NDArray[np.float64]:
-    """Median time of one execution in each group of nodes."""
+    """Median time of one execution in each group of nodes.
+
+    Args:
+        trace: what was recorded.
+        selection: the part of it.
+        nodes: keys of nodes, by node_id; others count to no group.
+        groups: the same keys, one row a group.
+    """
     index = pd.MultiIndex.from_frame(groups)
     code = np.full(len(trace.nodes), -1, np.int64)
     code[nodes.index.to_numpy()] = index.get_indexer(pd.MultiIndex.from_frame(nodes))

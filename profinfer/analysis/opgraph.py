@@ -6,14 +6,14 @@ of two graphs work on it alone. Must not import rich or anything above.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from profinfer.analysis import shapes
+from profinfer.analysis import counters, shapes
 from profinfer.analysis.dag import Dag, Paths
 from profinfer.analysis.work import per_execution
 from profinfer.model.dependencies import Dependencies
@@ -27,6 +27,7 @@ I64 = npt.NDArray[np.int64]
 Mask = npt.NDArray[np.bool_]
 
 NODE, WEIGHT, CACHE, INPUT = "node", "weight", "cache", "input"
+COUNTED = "counted:"  # begin of the names of columns
 _CACHE = "cache_"  # llama.cpp names its KV cache cache_k_l3
 
 
@@ -41,11 +42,12 @@ class OpGraph:
         nodes: rows of the trace's nodes table, by place in the graph; and per node wall_ns,
             compute_ns, wait_ns (means over executions and threads, 0 where it ran in another's),
             flops, bytes (least, NaN if not known), runs, and ``into``: place of the node that it
-            ran fused into, else its own.
+            ran fused into, else its own; and of each counter its mean (``COUNTED`` + name).
         sources: idx, slot, src_idx (-1: no node), src_name, kind (node, weight, cache, input),
             type and shape (of the first two sources only, else empty).
         every: dependencies between all nodes.
         works: nodes that compute something, shape (n,).
+        counters: names of what was counted, and the bytes that each of such an event moves.
     """
 
     def_id: int
@@ -55,6 +57,7 @@ class OpGraph:
     sources: pd.DataFrame
     every: Dependencies
     works: Mask
+    counters: dict[str, int | None] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.nodes)
@@ -161,6 +164,10 @@ def op_graph(trace: Trace, def_id: int, selection: Selection) -> OpGraph:
         **_measured(walls, node, n),
         into=_into(walls, node, works),
     )
+    counted = {c.name: c.bytes for c in trace.meta.plan.counters}
+    if counted:
+        means = counters.means(trace, graphs).iloc[rows].reset_index(drop=True)
+        nodes = pd.concat([nodes, means.add_prefix(COUNTED)], axis=1)
     return OpGraph(
         def_id=def_id,
         scope=_scope(def_id, int(graphs.sum()), selection),
@@ -169,6 +176,7 @@ def op_graph(trace: Trace, def_id: int, selection: Selection) -> OpGraph:
         sources=_sources(trace, def_id, nodes),
         every=trace.dependencies(def_id),
         works=works,
+        counters=counted,
     )
 
 

@@ -87,7 +87,7 @@ def run(trace: Trace, selection: Selection) -> Run | None:
     )
 
 
-def _groups(runs: Sequence[Run]) -> list[tuple[int, list[Run]]]:
+def grouped(runs: Sequence[Run]) -> list[tuple[int, list[Run]]]:
     """Runs by number of threads, fewest first."""
     counts = sorted({r.threads for r in runs})
     return [(n, [r for r in runs if r.threads == n]) for n in counts]
@@ -101,7 +101,7 @@ def _median(values: Sequence[float | None]) -> float:
 def by_threads(runs: Sequence[Run]) -> Result:
     """One row per number of threads: speed, speed-up, efficiency, what the threads did."""
     rows: list[dict[str, Any]] = []
-    for threads, mine in _groups(runs):
+    for threads, mine in grouped(runs):
         per_s = _median([r.per_s for r in mine])
         first = rows[0] if rows else {"threads": threads, "per_s": per_s, "compute_ns": np.nan}
         compute = _median([r.compute_ns for r in mine])
@@ -140,10 +140,10 @@ def by_threads(runs: Sequence[Run]) -> Result:
     return Result(
         "scaling",
         "Threads",
-        _scope(runs),
+        scope_of(runs),
         known,
         frame[[c.name for c in known]],
-        (*_differences(runs), *_losses(runs), *said, *_verdict(rows)),
+        (*_differences(runs), *losses_of(runs), *said, *_verdict(rows)),
     )
 
 
@@ -182,7 +182,7 @@ def _verdict(rows: list[dict[str, Any]]) -> list[Note]:
 
 def by_role(runs: Sequence[Run]) -> Result:
     """One row per role: time per token for each number of threads, speed-up with the most."""
-    groups = _groups(runs)
+    groups = grouped(runs)
     tables = [pd.concat([r.roles for r in mine], axis=1).median(axis=1) for _, mine in groups]
     frame = pd.concat(tables, axis=1).fillna(0)
     frame.columns = pd.Index([f"per_token_{n}_ns" for n, _ in groups])
@@ -211,20 +211,22 @@ def by_role(runs: Sequence[Run]) -> Result:
     return Result(
         "scaling_by_role",
         "Threads by role",
-        _scope(runs),
+        scope_of(runs),
         tuple(columns),
         out[[c.name for c in columns]],
-        _losses(runs),
+        losses_of(runs),
         {str(k): v for k, v in total.items()},
     )
 
 
-def _scope(runs: Sequence[Run]) -> str:
+def scope_of(runs: Sequence[Run]) -> str:
+    """What tables of these runs cover."""
     phase = runs[0].selection.phase or "all phases"
     return f"{phase}: {', '.join(r.trace.path.name for r in runs)}; warm-up excluded"
 
 
-def _losses(runs: Sequence[Run]) -> tuple[Note, ...]:
+def losses_of(runs: Sequence[Run]) -> tuple[Note, ...]:
+    """What is missing from each of the traces."""
     return tuple(
         Note(note.severity, f"{r.trace.path.name}: {note.text}")
         for r in runs

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from profinfer.analysis.opgraph import OpGraph
     from profinfer.analysis.result import Result
 
-_COLORS = ("time", "bytes", "rate", "wait", "role")
+_COLORS = "time|bytes|rate|wait|role|COUNTER"
 _THEMES = ("light", "dark", "none")
 _FORMS = ("dot", "svg", "png", "pdf")
 
@@ -37,8 +37,8 @@ _FORMS = ("dot", "svg", "png", "pdf")
 @click.option("--all", "whole", is_flag=True, help="Draw every operator, however many.")
 @click.option("--views", is_flag=True, help="Draw views too, instead of looking through them.")
 @click.option(
-    "--color", type=click.Choice(_COLORS), default="time", show_default=True,
-    help="What the colours of a drawing mean.",
+    "--color", metavar=_COLORS, default="time", show_default=True,
+    help="What the colours of a drawing mean; also a counter that was recorded.",
 )  # fmt: skip
 @click.option("--theme", type=click.Choice(_THEMES), default="light", show_default=True)
 @click.option("--dot", is_flag=True, help="Print the graph in Graphviz' language.")
@@ -74,7 +74,7 @@ def command(
     found = opened(trace, wanted)
     graph = found.graph
     if drawn is None:
-        _print(_tables(graph, found.others, wanted), form, wanted, (found,))
+        _print(_tables(graph, found.others, wanted, form), form, wanted, (found,))
         return
     from profinfer.render.dot import to_dot
 
@@ -93,13 +93,15 @@ def _form_of(output: Path) -> str:
     return form
 
 
-def _tables(graph: OpGraph, others: int, wanted: Wanted) -> list[Result]:
-    from profinfer.analysis import dagviews
+def _tables(graph: OpGraph, others: int, wanted: Wanted, form: str) -> list[Result]:
+    from profinfer.analysis import dagviews, dagwidths
 
     if wanted.narrowed:
         places, look = part(graph, wanted)
         return [dagviews.nodes(graph, places or [], look.title)]
-    return dagviews.summary(graph, others)
+    told = dagviews.summary(graph, others)
+    # Hundreds of steps: for machines; a person sees how many are how wide.
+    return [*told, dagwidths.steps(graph)] if form == "json" else told
 
 
 def _compare(

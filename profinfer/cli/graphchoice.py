@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from profinfer.model.trace import Trace
     from profinfer.render.dottext import Look
 
+COLORS = ("time", "bytes", "rate", "wait", "role")
 MOST_DRAWN = 150  # operators that are still legible in one drawing
 
 
@@ -96,6 +97,12 @@ def opened(path: str, wanted: Wanted) -> Opened:
             raise UsageProblem(f"{path} has no graph {wanted.def_id}", f"--def 0 to --def {last}")
     def_id = int(found["def_id"].iloc[0]) if wanted.def_id is None else wanted.def_id
     graph = op_graph(trace, def_id, selection)
+    if wanted.color not in (*COLORS, *graph.counters):
+        known = ", ".join((*COLORS, *graph.counters))
+        hint = (
+            "" if graph.counters else "; profinfer record --counters NAME, for colours by counters"
+        )
+        raise UsageProblem(f"no colours by {wanted.color} in {path}", f"--color {known}{hint}")
     return Opened(trace, graph, max(len(found) - 1, 0), selection.phase)
 
 

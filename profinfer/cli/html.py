@@ -12,6 +12,7 @@ from profinfer.errors import ProfinferError, UsageProblem
 
 if TYPE_CHECKING:
     from profinfer.analysis.result import Result
+    from profinfer.cli.views import ReportOptions
     from profinfer.model.selection import Selection
     from profinfer.model.trace import Trace
     from profinfer.render.html.section import Page, Section, Tile
@@ -52,15 +53,53 @@ def sections_of(trace: Trace, selections: list[Selection], *, narrowed: bool) ->
     return htmlsections.sections(htmlsource.source(trace, selections, narrowed))
 
 
+def against_sections(
+    trace: Trace, selections: list[Selection], asked: ReportOptions
+) -> list[Section]:
+    """One for each phase that both recordings have.
+
+    Raises:
+        EmptyTrace: there is none.
+    """
+    from profinfer.cli.reportchecks import EmptyTrace
+    from profinfer.cli.views import against_views
+    from profinfer.render.html.backendfigures import against
+    from profinfer.render.html.section import Section
+
+    name = Path(asked.against or "").name
+    made: list[Section] = []
+    for result in against_views(trace, selections, asked, None):
+        phase = result.scope.split(":")[0]
+        chart = against(result, f"against-{phase.replace(' ', '-')}", trace.path.name, name)
+        parts = [part for part in (chart, result) if part is not None]
+        made.append(Section(f"against-{len(made) + 1}", phase.capitalize(), parts,
+                            f"The same operators in {trace.path.name} and {name}."))  # fmt: skip
+    if not made:
+        raise EmptyTrace(
+            f"{asked.against} has no phase that {trace.path} has",
+            f"profinfer report {asked.against}",
+        )
+    return made
+
+
 def write(path: Path, trace: Trace, selections: list[Selection], sections: list[Section]) -> int:
     """Write the report; returns its bytes.
 
     Raises:
         ProfinferError: the file cannot be written.
     """
+    return write_page(path, _page(trace, selections, sections))
+
+
+def write_page(path: Path, page: Page) -> int:
+    """Write a page; returns its bytes.
+
+    Raises:
+        ProfinferError: the file cannot be written.
+    """
     from profinfer.render.html.page import render
 
-    text = render(_page(trace, selections, sections)).encode("utf-8", "replace")
+    text = render(page).encode("utf-8", "replace")
     with created(path, path.is_file() or not path.exists(), _failed) as out:
         out.write(text)
     return len(text)
@@ -73,12 +112,10 @@ def write_plots(folder: Path, sections: list[Section], *, force: bool) -> list[P
         UsageProblem: one of them is there already.
         ProfinferError: they cannot be written.
     """
-    from profinfer.render.html.charts import Bars, Drawing, Plot
+    from profinfer.render.html.charts import Chart
     from profinfer.render.html.standalone import standalone
 
-    charts = [
-        p for section in sections for p in section.parts if isinstance(p, Plot | Bars | Drawing)
-    ]
+    charts = [p for section in sections for p in section.parts if isinstance(p, Chart)]
     files = {folder / f"{chart.name}.svg": chart for chart in charts}
     there = [path for path in files if path.exists()]
     if there and not force:

@@ -23,6 +23,7 @@ from profinfer.analysis import (
     scheduling,
     surroundings,
     threads,
+    throughput,
     tokens,
 )
 from profinfer.analysis.roofs import of_trace
@@ -54,11 +55,15 @@ def _tokens(source: Source) -> Section | None:
     if len(steps.call) < tokenfigures.STEPS_MIN:
         return None
     slow = outliers.outliers(trace, decode, OUTLIERS_MAX)
+    found = outliers.found(steps)
+    over_time = throughput.throughput(trace, trace.select(unsampled=True))
     return Section(
         "tokens",
         "Tokens",
         parts_of(
-            tokenfigures.token_times(steps, slow, *outliers.found(steps)),
+            tokenfigures.token_times(steps, slow, *found),
+            tokenfigures.token_times_log(steps, *found),
+            tokenfigures.throughput(over_time),
             slow if len(slow.frame) else None,
             outliers.percentiles(trace, decode),
             Fold(tokens.tokens(trace, trace.select(unsampled=True))),

@@ -5,6 +5,7 @@ Decides which views there are and in which order; computes nothing.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -196,7 +197,9 @@ def write_files(
     from profinfer.model.trace import Trace
     from profinfer.units import format_bytes, format_things
 
-    if asked.special or asked.form != "table" or asked.top:
+    compared = asked.against is not None
+    special = replace(asked, by=None, against=None).special if compared else asked.special
+    if special or asked.form != "table" or asked.top:
         option = "--html" if page else "--plots"
         raise UsageProblem(
             f"{option} holds every view",
@@ -208,7 +211,10 @@ def write_files(
     trace = Trace.open(path)
     check_level(trace, asked)
     selections = _selections(trace, asked)
-    sections = html.sections_of(trace, selections, narrowed=asked.narrowed)
+    if compared:
+        sections = html.against_sections(trace, selections, asked)
+    else:
+        sections = html.sections_of(trace, selections, narrowed=asked.narrowed)
     if page is not None:
         size = html.write(page, trace, selections, sections)
         click.echo(f"Wrote {page} ({format_bytes(size)}): open it in a browser", err=True)

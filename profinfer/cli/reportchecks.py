@@ -44,7 +44,8 @@ def check_usage(asked: ReportOptions) -> None:
         raise UsageProblem("--format csv needs one view", "--format csv --by op --phase decode")
     if asked.tokens and asked.phase not in (None, "decode", "all"):
         raise UsageProblem("--tokens counts decoded tokens", "--phase decode --tokens 0:10")
-    if asked.by in ("token", "prompt", *STEPS) and asked.narrowed:
+    whole = ("prompt", *STEPS) if asked.experts else ("token", "prompt", *STEPS)
+    if asked.by in whole and asked.narrowed:
         raise UsageProblem(f"--by {asked.by} shows whole calls", "leave out --op and --layer")
     if asked.by in STEPS and asked.phase not in (None, "decode", "all"):
         raise UsageProblem(f"--by {asked.by} is about decoded tokens", f"--by {asked.by}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import click
 
@@ -23,16 +24,35 @@ from profinfer.errors import UsageProblem
 )
 @options.tokens_option
 @options.format_option
-def command(traces: tuple[str, ...], phase: str, tokens: tuple[int, int] | None, form: str) -> None:
+@click.option(
+    "--html",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Write it as one HTML file with charts instead.",
+)
+@click.option(
+    "--plots",
+    type=click.Path(path_type=Path),
+    metavar="FOLDER",
+    help="Write its charts as SVG files there instead.",
+)
+@click.option("-f", "--force", is_flag=True, help="Let --html and --plots replace any file.")
+def command(
+    traces: tuple[str, ...], phase: str, tokens: tuple[int, int] | None, form: str,
+    html: Path | None, plots: Path | None, force: bool,
+) -> None:  # fmt: skip
     """Compare TRACEs of the same work with 1, 2, 4, ... threads: speed-up, and what stops it.
 
     Of several traces with the same number of threads the median counts.
     """
-    from profinfer.analysis import prompts, scaling
+    from profinfer.analysis import prompts, scaling, scalingsizes
     from profinfer.model.trace import Trace
 
     if tokens and phase != "decode":
         raise UsageProblem("--tokens counts decoded tokens", "--phase decode --tokens 0:10")
+    drawn = html is not None or plots is not None
+    if drawn and form != "table":
+        raise UsageProblem("--html and --plots are forms of their own", "leave out --format")
     opened = [Trace.open(path) for path in traces]
     runs = []
     for trace in opened:
@@ -48,9 +68,17 @@ def command(traces: tuple[str, ...], phase: str, tokens: tuple[int, int] | None,
         results.append(scaling.by_role(runs))
         if phase == "prefill":
             results.append(prompts.prompts(opened))
+    if drawn:
+        from profinfer.cli import scalingpage
+
+        scalingpage.write(runs, results, html, plots, force)
+        return
+    if form != "csv" and (counted := scalingsizes.by_counters(runs)) is not None:
+        results.append(scalingsizes.brief(counted) if form == "table" else counted)
     if form == "json":
         from profinfer.render.machine import to_json
 
+        results.append(scalingsizes.by_size(runs))
         told = [replace(result, phase=phase) for result in results]
         about = [about_trace(trace) for trace in opened]
         # What this document had before it named its traces.

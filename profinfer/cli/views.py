@@ -288,7 +288,7 @@ def backend_views(
 ) -> Iterator[Result]:
     """By backend: time, copies, operators on the host, messages; those that there are."""
     if asked.against is not None:
-        yield from _against(trace, selections, asked, top)
+        yield from against_views(trace, selections, asked, top)
         return
     for chosen in selections:
         rows = asked.top or top
@@ -316,9 +316,10 @@ def backends_of(trace: Trace, chosen: Selection, top: int | None) -> list[Result
     return [by, *(part for part in parts if len(part.frame))]
 
 
-def _against(
+def against_views(
     trace: Trace, selections: list[Selection], asked: ReportOptions, top: int | None
 ) -> Iterator[Result]:
+    """The comparison with the other recording, of the phases that both have."""
     from profinfer.analysis.comparison import compare
     from profinfer.model.trace import Trace
 
@@ -352,7 +353,7 @@ def _experts(trace: Trace, asked: ReportOptions, selections: list[Selection]) ->
 def _experts_of(
     trace: Trace, asked: ReportOptions, chosen: Selection, *, brief: bool
 ) -> Iterator[Result]:
-    from profinfer.analysis import expertreuse, experts
+    from profinfer.analysis import expertpasses, expertreuse, experts
 
     human = asked.form == "table"
     top = asked.top or ((TOP_VIEW if asked.by else TOP) if human else None)
@@ -365,7 +366,9 @@ def _experts_of(
         yield expertreuse.by_reuse(trace, chosen)
     if asked.by == "cache" or every:
         yield expertreuse.by_cache(trace, chosen, brief=human and not asked.top)
-    if asked.by == "token" or (every and not human):
+    if asked.by == "token" and asked.layer is not None:
+        yield expertpasses.by_pass(trace, chosen, top)
+    elif asked.by == "token" or (every and not human):
         yield experts.by_token(trace, chosen, top if asked.top or asked.by is None else None)
     if asked.by == "expert" or every:
         yield experts.by_expert(trace, chosen, top)

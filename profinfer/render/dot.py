@@ -12,7 +12,8 @@ from itertools import pairwise
 import numpy as np
 
 from profinfer.analysis.opgraph import CACHE, NODE, WEIGHT, OpGraph
-from profinfer.render.dotstyle import THEMES, Coloring, coloring, ink_on
+from profinfer.render.dotshapes import form, legend_of
+from profinfer.render.dotstyle import THEMES, Coloring, coloring, counted, ink_on
 from profinfer.render.dottext import (
     Look,
     escape,
@@ -76,7 +77,9 @@ class _Drawing:
         return {(a, b) for b, a in out}
 
     def lines(self) -> list[str]:
-        legend = heading(self.look, self.theme, self.fills.title, self.fills.legend)
+        kinds = zip(self.text["op"], self.text["role"], self.shown.tolist(), strict=True)
+        forms = legend_of((op, role) for op, role, there in kinds if there)
+        legend = heading(self.look, self.theme, self.fills.title, self.fills.legend, forms)
         large = int(self.shown.sum()) > LARGE
         out = preamble(self.look, self.theme, legend, large=large)
         out += self._shown_nodes()
@@ -127,7 +130,8 @@ class _Drawing:
         if not self.graph.works[place]:
             extra = ', style="rounded,dashed"'
         return (
-            f'  n{place} [label={label}, fillcolor="{fill}", id="node{place}", '
+            f"  n{place} [label={label}, {form(text['op'][place], text['role'][place])}, "
+            f'fillcolor="{fill}", id="node{place}", '
             f"tooltip={quoted(self._tooltip(place))}{extra}]"
         )
 
@@ -144,6 +148,9 @@ class _Drawing:
             return format_bytes(size)
         if self.look.color == "rate":
             return format_byte_rate(size * 1e9 / wall)
+        if self.look.color in self.graph.counters:
+            value, written = counted(self.graph, self.look.color)
+            return written(float(value[place]))
         if self.look.color == "wait":
             return f"waits {format_percent(float(row['wait_ns']) / both)}" if both else ""
         return format_ns(wall)
@@ -174,6 +181,9 @@ class _Drawing:
             if np.isfinite(size):
                 rate = format_byte_rate(size * 1e9 / wall)
                 lines.append(f"bytes: {format_bytes(size)}, {rate}")
+            for name in self.graph.counters:
+                value, written = counted(self.graph, name)
+                lines.append(f"{name}: {written(float(value[place]))}")
             slack = float(self.graph.paths.slack[place])
             critical = bool(self.graph.critical[place])
             lines.append("on the critical path" if critical else f"slack: {format_ns(slack)}")

@@ -12,8 +12,15 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from profinfer.analysis.opgraph import OpGraph
-from profinfer.units import format_byte_rate, format_bytes, format_ns, format_percent
+from profinfer.analysis.opgraph import COUNTED, OpGraph
+from profinfer.model.surroundings import CLOCKS
+from profinfer.units import (
+    format_byte_rate,
+    format_bytes,
+    format_ns,
+    format_percent,
+    format_short_count,
+)
 
 F64 = npt.NDArray[np.float64]
 Mask = npt.NDArray[np.bool_]
@@ -57,6 +64,7 @@ _RAMPS = {
     "bytes": ("#edf6fb", "#7db9de", "#0d4a86"),
     "rate": ("#f1f6e4", "#9ccb86", "#23744a"),
     "wait": ("#f6f0f9", "#c3a3d6", "#6a3a92"),
+    "counter": ("#eef7f7", "#8ccfcd", "#06464d"),
 }
 _ROLES = (
     "#bcd9f2", "#fbd3a8", "#c5e5bf", "#f4c1c4", "#d9caec", "#e8dba3", "#bfe5e3", "#f3cbe4",
@@ -107,12 +115,14 @@ def coloring(graph: OpGraph, by: str, shown: Mask) -> Coloring:
 
     Args:
         graph: what is drawn.
-        by: one of ``COLORS``.
+        by: one of ``COLORS``, or the name of a counter.
         shown: nodes that the scale is to cover.
     """
     nodes = graph.nodes
     if by == "role":
         return _by_role(graph, shown)
+    if by in graph.counters:
+        return _by_counter(graph, by, shown)
     wall, size = nodes["wall_ns"].to_numpy(np.float64), nodes["bytes"].to_numpy(np.float64)
     both = (nodes["compute_ns"] + nodes["wait_ns"]).to_numpy(np.float64)
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -129,6 +139,34 @@ def coloring(graph: OpGraph, by: str, shown: Mask) -> Coloring:
         "wait": ("part of the time spent waiting", format_percent),
     }[by]
     return _by_value(value, shown & graph.works, by, title, text)
+
+
+def counted(graph: OpGraph, name: str) -> tuple[F64, Callable[[float], str]]:
+    """A counter's value of each node, and how it is written: bytes a second where it moves bytes.
+
+    Args:
+        graph: recorded with it.
+        name: the counter.
+    """
+    mean = graph.nodes[COUNTED + name].to_numpy(np.float64)
+    size = graph.counters[name]
+    if name.partition(":")[0] in CLOCKS:
+        return mean, format_ns
+    if not size:
+        return mean, format_short_count
+    wall = graph.nodes["wall_ns"].to_numpy(np.float64)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.where(wall > 0, mean * size * 1e9 / wall, np.nan), format_byte_rate
+
+
+def _by_counter(graph: OpGraph, name: str, shown: Mask) -> Coloring:
+    value, text = counted(graph, name)
+    size = graph.counters[name]
+    title = f"{name} x {size} B / time" if size else f"{name} of an execution"
+    found = _by_value(value, shown & graph.works, "counter", title, text)
+    if not (value[shown & graph.works] == 0).any():
+        return found
+    return Coloring(found.fill, found.title, [(NEUTRAL, "none"), *found.legend])
 
 
 def _by_role(graph: OpGraph, shown: Mask) -> Coloring:

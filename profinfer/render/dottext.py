@@ -79,8 +79,10 @@ def preamble(look: Look, theme: Theme, legend: str, *, large: bool = False) -> l
     ]
 
 
-def heading(look: Look, theme: Theme, title: str, legend: list[tuple[str, str]]) -> str:
-    """Title and legend as an HTML-like label."""
+def heading(
+    look: Look, theme: Theme, title: str, legend: list[tuple[str, str]], forms: str = ""
+) -> str:
+    """Title and legend as an HTML-like label; ``forms`` says what the nodes' forms mean."""
     swatches = "".join(
         f'<TD BGCOLOR="{color}" BORDER="1" COLOR="{theme.line}" WIDTH="16" HEIGHT="9" '
         f'FIXEDSIZE="TRUE"></TD><TD ALIGN="LEFT"><FONT POINT-SIZE="9" COLOR="{theme.dim}">'
@@ -95,5 +97,7 @@ def heading(look: Look, theme: Theme, title: str, legend: list[tuple[str, str]])
         f'<TR><TD ALIGN="LEFT"><FONT POINT-SIZE="9" COLOR="{theme.dim}">{escape(title)}&nbsp;'
         f"</FONT></TD>{swatches}</TR></TABLE>"
     )
+    if forms:
+        rows.append(f'<FONT POINT-SIZE="9" COLOR="{theme.dim}">{escape(forms)}</FONT>')
     inner = "".join(f'<TR><TD ALIGN="LEFT">{row}</TD></TR>' for row in rows)
     return f'<<TABLE BORDER="0" CELLSPACING="0" CELLPADDING="2">{inner}</TABLE>>'

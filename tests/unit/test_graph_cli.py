@@ -16,7 +16,7 @@ from profinfer.analysis.opgraph import OpGraph, definitions, op_graph
 from profinfer.cli import group, run
 from profinfer.errors import EnvironmentProblem
 from profinfer.model.trace import Trace
-from profinfer.render import dotstyle, svg
+from profinfer.render import dotshapes, dotstyle, svg
 from profinfer.render.dot import to_dot
 from profinfer.render.dottext import Look
 
@@ -56,8 +56,14 @@ def test_json(trace: Path, drawn: OpGraph, capsys: pytest.CaptureFixture[str]) -
     tables = {table["name"]: table for table in found["results"]}
     assert set(tables) == {
         "graph", "graph_layers", "graph_pattern", "graph_nodes", "graph_path",
+        "graph_widths", "graph_steps",
     }  # fmt: skip
     (row,) = tables["graph"]["rows"]
+    steps, widths = (tables[f"graph_{name}"]["rows"] for name in ("steps", "widths"))
+    assert len(steps) == row["steps"] == sum(w["steps"] for w in widths)
+    assert max(step["width"] for step in steps) == row["widest"] == widths[-1]["width"]
+    assert sum(step["width"] for step in steps) == row["operators"]
+    assert sum(w["wall_ns"] for w in widths) == pytest.approx(row["total_ns"])
     assert row["nodes"] == len(drawn)
     assert row["operators"] == int(drawn.works.sum())
     assert row["critical_ns"] == pytest.approx(drawn.paths.length)
@@ -165,12 +171,50 @@ def contrast(a: str, b: str) -> float:
     return (y + 0.05) / (x + 0.05)
 
 
-@pytest.mark.parametrize("kind", ["time", "bytes", "rate", "wait"])
+@pytest.mark.parametrize("kind", ["time", "bytes", "rate", "wait", "counter"])
 def test_text_is_readable_on_every_colour(kind: str) -> None:
     colors = dotstyle.ramp(kind)
     assert all(contrast(c, dotstyle.ink_on(c)) >= 4.5 for c in colors)
     lights = [contrast(c, "#000000") for c in colors]
     assert lights == sorted(lights, reverse=True)  # light to dark
+
+
+def test_the_form_says_what_kind_of_work_it_is(drawn: OpGraph) -> None:
+    text = to_dot(drawn, look=Look(views=True))
+    forms = dict(re.findall(r"(?m)^ +n(\d+) \[label=<.*>, shape=(\w+), style=", text))
+    ops, roles = drawn.texts("op"), drawn.texts("role")
+    assert len(forms) == len(drawn)
+    wanted = {"MUL_MAT": "box", "RMS_NORM": "box", "SOFT_MAX": "octagon", "GET_ROWS": "cds",
+              "VIEW": "cds", "SET_ROWS": "cds"}  # fmt: skip
+    for place, form in forms.items():
+        op = ops[int(place)]
+        assert form == wanted.get(op, form), (op, roles[int(place)])
+    assert {"box", "octagon", "cds"} == set(forms.values())
+    for part in ("sharp corners: matrix product", "octagon: attention", "arrow: copy or view"):
+        assert part in text
+    # A router's softmax is no attention.
+    assert dotshapes.kind("SOFT_MAX", "moe router") == dotshapes.OTHER
+
+
+def test_colours_by_a_counter(capsys: Capture) -> None:
+    path = Path(__file__).parents[1] / "golden" / "counted.pf"
+    assert graph(path, "--color", "l3d_cache_refill", "--dot") == 0
+    text = capsys.readouterr().out
+    # One event of 64 bytes each 128 ns on each of two threads: about 1 GB/s.
+    assert "l3d_cache_refill x 64 B / time" in text and "GB/s" in text
+    assert graph(path, "--color", "cycles", "--dot") == 0
+    assert "cycles of an execution" in capsys.readouterr().out
+    assert graph(path, "--color", "instruction", "--dot") == 2
+    assert "--color time, bytes, rate, wait, role, cycles" in capsys.readouterr().err
+    opened = Trace.open(path)
+    chosen = opened.select(phase="decode")
+    found = op_graph(opened, int(definitions(opened, chosen)["def_id"].iloc[0]), chosen)
+    values, _ = dotstyle.counted(found, "l3d_cache_refill")
+    rows = chosen.rows(opened.ops)
+    rows = rows[rows["graph_id"].map(opened.graphs["def_id"]) == found.def_id]
+    refills = np.nan_to_num(opened.counted.values[rows.index.to_numpy(), 2]).sum()
+    both = values[found.works] * found.nodes["wall_ns"].to_numpy()[found.works] / 1e9
+    assert np.nansum(both) * found.executions == pytest.approx(64 * refills)
 
 
 def test_hostile_names_do_not_break_the_language(tmp_path: Path) -> None:

@@ -6,9 +6,19 @@ Must not import the command line.
 from __future__ import annotations
 
 from profinfer.render.html.charts import Bars
-from profinfer.render.html.drawing import Size, gutter, legend, paper, tone, upright, wide_of
+from profinfer.render.html.drawing import (
+    Size,
+    gutter,
+    legend,
+    lying,
+    paper,
+    shortened,
+    tone,
+    upright,
+    wide_of,
+)
 from profinfer.render.html.scales import scale, titled
-from profinfer.render.html.svg import label, num, tag
+from profinfer.render.html.svg import label, tag
 
 ROW = 30.0  # px from bar to bar
 THICK = 18.0
@@ -33,18 +43,11 @@ def _lying(bars: Bars, size: Size, above: float) -> str:
     left = min(max(map(wide_of, bars.labels), default=0.0) + 12, size.width * 0.4)
     across = scale(bars.axis, [0.0, *sums], left, size.width - 14)
     bottom = above + ROW * len(bars.labels) + 6
-    out = []
-    for value, text in across.ticks(size.ticks - 2):
-        x = across(value)
-        out.append(tag("path", d=f"M{num(x)} {num(above + 4)}V{num(bottom)}", class_="grid"))
-        out.append(label(x, bottom + 15, text, "middle"))
-    out.append(label(size.width - 14, bottom + 31, titled(bars.axis, across), "end", "title"))
-    fits = int((left - 10) / 6.3)
+    out = [lying(across, above + 4, bottom, size, bars.axis)]
     number = 0
     for i, (name, row) in enumerate(zip(bars.labels, bars.values, strict=True)):
         y = above + ROW * i + (ROW - THICK) / 2 + 4
-        short = name if len(name) <= fits else name[: max(fits - 1, 1)] + "…"
-        out.append(label(left - 8, y + 13, short, "end"))
+        out.append(label(left - 8, y + 13, shortened(name, left), "end"))
         done = 0.0
         for part, value in enumerate(row):
             x, end = across(done), across(done + value)

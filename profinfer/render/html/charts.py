@@ -72,6 +72,25 @@ class Series:
 
 
 @dataclass(frozen=True)
+class Cells:
+    """Counts in a grid, for values that are too many to be drawn one by one.
+
+    Attributes:
+        title: of the legend: what is counted.
+        places: left, right, lower and upper edge of each cell that has any.
+        counts: of each; the most is drawn fullest, on a logarithmic scale.
+        tips: what is said of each.
+        tone: their colour.
+    """
+
+    title: str
+    places: Sequence[tuple[float, float, float, float]]
+    counts: Sequence[int]
+    tips: Sequence[str]
+    tone: Tone = 0
+
+
+@dataclass(frozen=True)
 class Plot:
     """Values over values.
 
@@ -84,6 +103,7 @@ class Plot:
         series: drawn in this order.
         guides: vertical lines: place and label.
         near: a pointer finds the value nearest in "x", or in both directions.
+        cells: drawn below all else.
     """
 
     name: str
@@ -94,6 +114,7 @@ class Plot:
     series: Sequence[Series]
     guides: Sequence[tuple[float, str]] = ()
     near: Literal["x", "xy"] = "xy"
+    cells: Cells | None = None
 
 
 @dataclass(frozen=True)
@@ -128,6 +149,35 @@ class Bars:
 
 
 @dataclass(frozen=True)
+class Rows:
+    """The same things, one a row, measured in several ways that are compared.
+
+    Attributes:
+        name: stable key.
+        title: a heading.
+        about: how to read it.
+        labels: of the rows.
+        names: of what is compared.
+        values: one row per label, one value per name; NaN where there is none.
+        axis: of the values.
+        tones: colour of each name.
+        tips: like ``values``: what is said of each.
+        said: a word at the end of each row.
+    """
+
+    name: str
+    title: str
+    about: str
+    labels: Sequence[str]
+    names: Sequence[str]
+    values: Sequence[Sequence[float]]
+    axis: Axis
+    tones: Sequence[Tone]
+    tips: Sequence[Sequence[str]]
+    said: Sequence[str]
+
+
+@dataclass(frozen=True)
 class Drawing:
     """An SVG made elsewhere, such as a graph of operators.
 
@@ -145,4 +195,5 @@ class Drawing:
     svg: str
 
 
-Chart = Plot | Bars | Drawing
+Drawn = Plot | Bars | Rows
+Chart = Drawn | Drawing

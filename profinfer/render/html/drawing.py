@@ -8,12 +8,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from profinfer.render.html.charts import Tone
-from profinfer.render.html.scales import Scale
+from profinfer.render.html.charts import Axis, Tone
+from profinfer.render.html.scales import Scale, titled
 from profinfer.render.html.svg import esc, label, num, tag
 
 CHARACTER = 6.3  # px of one at 11 px, a little more than the mean
 LINE = 16.0  # px of a row of the legend
+FAINTEST = 0.15  # opacity of the least of cells
 
 
 @dataclass(frozen=True)
@@ -51,17 +52,17 @@ def legend(
     """Names with their marks, in rows from ``left`` to ``right``; the markup and its height.
 
     Args:
-        entries: name, tone, and what to draw: line, dashed, band, circle, diamond or bar.
+        entries: name, tone, and what to draw: line, dashed, band, circle, diamond, bar or shades.
         left: px.
         right: px.
     """
     out, x, y = [], left, 10.0
     for name, colour, form in entries:
-        need = 22 + wide_of(name) + 12
+        need = (46 if form == "shades" else 22) + wide_of(name) + 12
         if x > left and x + need > right:
             x, y = left, y + LINE
         out.append(_mark(form, x + 8, y, tone(colour)))
-        out.append(label(x + 22, y + 4, name))
+        out.append(label(x + need - 12 - wide_of(name), y + 4, name))
         x += need
     return "".join(out), y + LINE if entries else 0.0
 
@@ -73,6 +74,13 @@ def _mark(form: str, x: float, y: float, colour: str) -> str:
         return tag("path", d=path, class_=f"line {colour}", stroke_dasharray=dashes)
     if form == "band":
         return tag("rect", x=x - 8, y=y - 5, width=16.0, height=10.0, class_=f"band {colour}")
+    if form == "shades":
+        steps = [FAINTEST + (1 - FAINTEST) * i / 3 for i in range(4)]
+        return "".join(
+            tag("rect", x=x - 8 + 10 * i, y=y - 5, width=10.0, height=10.0,
+                class_=f"cell {colour}", fill_opacity=f"{step:.2f}")
+            for i, step in enumerate(steps)
+        )  # fmt: skip
     if form == "bar":
         return tag("rect", x=x - 5, y=y - 5, width=10.0, height=10.0, rx=2, class_=f"fill {colour}")
     return tag("path", d=point(x, y, 4.0, form), class_=f"fill {colour}")
@@ -110,6 +118,23 @@ def level(across: Scale, low: float, size: Size, title: str) -> str:
         out.append(label(x, low + 18, text, "middle"))
     middle = (across.start + across.stop) / 2
     return "".join(out) + label(middle, low + 36, title, "middle", "title")
+
+
+def lying(across: Scale, top: float, bottom: float, size: Size, axis: Axis) -> str:
+    """Lines, labels and title of the level axis below rows from ``top`` to ``bottom``."""
+    out = []
+    for value, text in across.ticks(size.ticks - 2):
+        x = across(value)
+        out.append(tag("path", d=f"M{num(x)} {num(top)}V{num(bottom)}", class_="grid"))
+        out.append(label(x, bottom + 15, text, "middle"))
+    title = titled(axis, across)
+    return "".join(out) + label(size.width - 14, bottom + 31, title, "end", "title")
+
+
+def shortened(name: str, room: float) -> str:
+    """A name that fits left of a row."""
+    fits = int((room - 10) / CHARACTER)
+    return name if len(name) <= fits else name[: max(fits - 1, 1)] + "…"
 
 
 def gutter(shown: Scale) -> float:

@@ -17,8 +17,8 @@ from importlib.resources import files
 
 from profinfer._version import __version__
 from profinfer.analysis.result import Note, Result
-from profinfer.render.html import bars, plot
-from profinfer.render.html.charts import Bars, Chart, Drawing, Plot
+from profinfer.render.html import bars, plot, rows
+from profinfer.render.html.charts import Chart, Drawing, Drawn, Plot, Rows
 from profinfer.render.html.drawing import NARROW, WIDE
 from profinfer.render.html.section import Fold, Page, Section, Tile
 from profinfer.render.html.svg import esc, tag
@@ -55,10 +55,18 @@ def render(page: Page) -> str:
     )
 
 
-def drawn(chart: Plot | Bars, *, narrow: bool = False) -> str:
+def drawn(chart: Drawn, *, narrow: bool = False) -> str:
     """The SVG of a chart."""
     size = NARROW if narrow else WIDE
-    return plot.draw(chart, size) if isinstance(chart, Plot) else bars.draw(chart, size)
+    if isinstance(chart, Plot):
+        return plot.draw(chart, size)
+    return rows.draw(chart, size) if isinstance(chart, Rows) else bars.draw(chart, size)
+
+
+def _tips(chart: Drawn) -> list[str]:
+    if isinstance(chart, Plot):
+        return plot.tips(chart)
+    return rows.tips(chart) if isinstance(chart, Rows) else bars.tips(chart)
 
 
 def stylesheet() -> str:
@@ -123,8 +131,8 @@ def _part(part: Chart | Result | Fold, key: str, said: frozenset[str]) -> str:
         return table(_told_once(part, said), f"{key}-{part.name}")
     if isinstance(part, Fold):
         result = _told_once(part.result, said)
-        rows = format_things(len(result.frame), "row") if result.layout == "table" else ""
-        summary = tag("summary", esc(result.title), " ", tag("small", rows))
+        count = format_things(len(result.frame), "row") if result.layout == "table" else ""
+        summary = tag("summary", esc(result.title), " ", tag("small", count))
         scope = tag("p", esc(result.scope), class_="scope")
         return tag("details", summary, scope, table(result, f"{key}-{result.name}", heading=False))
     return _figure(part)
@@ -150,8 +158,7 @@ def _figure(chart: Chart) -> str:
     caption = tag("figcaption", tag("h3", esc(chart.title)), tag("p", esc(chart.about)))
     if isinstance(chart, Drawing):
         return tag("figure", caption, _drawing(chart), id=chart.name)
-    said = plot.tips(chart) if isinstance(chart, Plot) else bars.tips(chart)
-    told = json.dumps(said, ensure_ascii=False).replace("<", "\\u003c")
+    told = json.dumps(_tips(chart), ensure_ascii=False).replace("<", "\\u003c")
     return tag(
         "figure",
         caption,

@@ -8,8 +8,9 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 
-from profinfer.render.html.charts import Plot, Series
+from profinfer.render.html.charts import Cells, Plot, Series
 from profinfer.render.html.drawing import (
+    FAINTEST,
     Size,
     gutter,
     legend,
@@ -28,35 +29,44 @@ BEYOND = 4.0  # size of the mark where a line has left the chart, px
 
 def tips(plot: Plot) -> list[str]:
     """What the values say when they are pointed at, in the order of ``data-points``."""
-    return [tip for series in plot.series for tip in series.tips]
+    cells = plot.cells.tips if plot.cells else ()
+    return [*cells, *(tip for series in plot.series for tip in series.tips)]
 
 
 def draw(plot: Plot, size: Size) -> str:
     """The SVG element."""
-    entries = [
+    cells = plot.cells
+    entries = [(cells.title, cells.tone, "shades")] if cells else []
+    entries += [
         (s.name, s.tone, "dashed" if s.dashed else s.kind if s.kind != "points" else s.mark)
-        for s in plot.series if s.name
-    ]  # fmt: skip
+        for s in plot.series
+        if s.name
+    ]
     shown, above = legend(entries, 0.0, size.width)
     top, bottom = above + 26, above + size.height - 44
     heights = [v for s in plot.series for v in (*s.y, *s.low)]
+    heights += [v for place in cells.places for v in place[2:]] if cells else []
+    widths = [v for s in plot.series for v in s.x]
+    widths += [v for place in cells.places for v in place[:2]] if cells else []
     up = scale(plot.y, heights, bottom, top)
     labels = [s for s in plot.series if s.label]
     right = size.width - max((wide_of(s.label) + 10 for s in labels), default=12.0)
-    across = scale(plot.x, [v for s in plot.series for v in s.x], gutter(up), right)
+    across = scale(plot.x, widths, gutter(up), right)
     out = [
         shown,
         upright(up, across.start, across.stop, titled(plot.y, up)),
         level(across, bottom, size, titled(plot.x, across)),
     ]
+    if cells is not None:
+        out += _cells(cells, across, up)
     out += _guides(plot, across, right, top, bottom)
     out += [_series(series, across, up) for series in plot.series]
     out += _labels(labels, across, up)
-    places = " ".join(
-        f"{num(across(x))} {num(up(y))}"
-        for s in plot.series if s.tips
-        for x, y in zip(s.x, s.y, strict=True)
-    )  # fmt: skip
+    answering = _middles(cells, across, up) if cells and cells.tips else []
+    answering += [
+        (across(x), up(y)) for s in plot.series if s.tips for x, y in zip(s.x, s.y, strict=True)
+    ]
+    places = " ".join(f"{num(x)} {num(y)}" for x, y in answering)
     said = f"{plot.title}. {plot.about}"
     return paper(size, above + size.height, said, places, plot.near, *out)
 
@@ -127,6 +137,23 @@ def _line(series: Series, across: Scale, up: Scale, colour: str) -> str:
         triangles = "".join(point(across(x), up.stop, BEYOND, "up") for x in marks)
         out += tag("path", d=triangles, class_=f"dot {colour}")
     return out
+
+
+def _cells(cells: Cells, across: Scale, up: Scale) -> list[str]:
+    most = math.log1p(max(cells.counts, default=1))
+    out = []
+    for (left, right, low, high), count in zip(cells.places, cells.counts, strict=True):
+        x, y = across(left), up(high)
+        # A hair between neighbours; one that is alone in the narrow page is still seen.
+        wide, tall = max(across(right) - x - 0.5, 0.8), max(up(low) - y - 0.5, 0.8)
+        depth = FAINTEST + (1 - FAINTEST) * math.log1p(count) / most
+        out.append(tag("rect", x=x, y=y, width=wide, height=tall, class_=f"cell {tone(cells.tone)}",
+                       fill_opacity=f"{depth:.2f}"))  # fmt: skip
+    return out
+
+
+def _middles(cells: Cells, across: Scale, up: Scale) -> list[tuple[float, float]]:
+    return [((across(a) + across(b)) / 2, (up(c) + up(d)) / 2) for a, b, c, d in cells.places]
 
 
 def _band(series: Series, across: Scale, up: Scale, colour: str) -> str:

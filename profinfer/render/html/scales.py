@@ -36,6 +36,7 @@ class Scale:
         unit: name of the unit that the ticks are in; empty for counts.
         factor: values in it.
         short: ticks are abbreviated (12.3k).
+        whole: only whole numbers are labelled.
     """
 
     low: float
@@ -46,6 +47,7 @@ class Scale:
     unit: str
     factor: float
     short: bool
+    whole: bool = False
 
     def __call__(self, value: float) -> float:
         """Place of a value; what lies outside is put on the edge."""
@@ -61,6 +63,7 @@ class Scale:
         if self.log:
             return self._decades()
         step = _nice((self.high - self.low) / self.factor / max(room, 1))
+        step = max(step, 1.0) if self.whole else step
         first = math.ceil(self.low / self.factor / step - 1e-9)
         last = math.floor(self.high / self.factor / step + 1e-9)
         digits = _decimals(step)
@@ -146,7 +149,9 @@ def scale(axis: Axis, values: Sequence[float], start: float, stop: float) -> Sca
     if axis.most is None and axis.zero and not axis.tight:
         step = _nice((high - low) / factor / 4) * factor
         high = max(math.ceil(high / step - 1e-9) * step, high)
-    return Scale(low, high, start, stop, False, unit, factor, axis.unit == "count")
+    return Scale(
+        low, high, start, stop, False, unit, factor, axis.unit == "count", axis.unit == "id"
+    )
 
 
 def titled(axis: Axis, shown: Scale) -> str:

@@ -32,7 +32,8 @@ def standalone(chart: Chart) -> str:
     own = isinstance(chart, Drawing)
     rules = ["" if own else _TEXT % colours, _FIXED % colours]
     for name, value in tones.items():
-        rules.append(f".fill.{name}, .dot.{name}, .band.{name}, text.{name} {{ fill: {value}; }}")
+        kinds = ", ".join(f".{kind}.{name}" for kind in ("fill", "dot", "band", "cell"))
+        rules.append(f"{kinds}, text.{name} {{ fill: {value}; }}")
         rules.append(f".line.{name} {{ stroke: {value}; }}")
     svg = chart.svg if isinstance(chart, Drawing) else drawn(chart)
     svg = re.sub(r' (?:tabindex|data-[\w-]+)="[^"]*"', "", svg)

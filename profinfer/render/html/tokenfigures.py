@@ -34,6 +34,13 @@ def _label(steps: Steps, at: int) -> str:
     return f"position {steps.position[at]:,}: {format_ns(int(steps.total[at]))}"
 
 
+def _places(steps: Steps) -> tuple[F64, Axis]:
+    """Where steps stand: positions of several generations would lie on each other."""
+    alone = bool((np.diff(steps.position) > 0).all())
+    x = (steps.position if alone else np.arange(len(steps.call))).astype(np.float64)
+    return x, Axis("position of the token" if alone else "decode step", tight=True)
+
+
 def token_times(steps: Steps, outliers: Result, at_slow: I64, usual: F64) -> Plot | None:
     """Every decode step, the middle and the band of its neighbours, and the outliers.
 
@@ -46,9 +53,7 @@ def token_times(steps: Steps, outliers: Result, at_slow: I64, usual: F64) -> Plo
     n = len(steps.call)
     if n < STEPS_MIN:
         return None
-    # Positions of several generations lie on each other: their tokens stand in order of time.
-    alone = bool((np.diff(steps.position) > 0).all())
-    x = (steps.position if alone else np.arange(n)).astype(np.float64)
+    x, axis = _places(steps)
     y = steps.total.astype(np.float64)
     slow = outliers.frame
     bulk = np.setdiff1d(np.arange(n), at_slow)
@@ -85,10 +90,72 @@ def token_times(steps: Steps, outliers: Result, at_slow: I64, usual: F64) -> Plo
         "token-times",
         "Time per token",
         about,
-        Axis("position of the token" if alone else "decode step", tight=True),
+        axis,
         Axis("time per token", "ns", zero=bool(usual.min() < 0.5 * top), most=top),
         [s for s in series if len(s.x)],
         guides,
+    )
+
+
+def token_times_log(steps: Steps, at_slow: I64, usual: F64) -> Plot | None:
+    """Every decode step, however slow, on a logarithmic axis.
+
+    Args:
+        steps: all of them.
+        at_slow: rows of the outliers.
+        usual: the middle of each step's neighbours.
+    """
+    n = len(steps.call)
+    if n < STEPS_MIN:
+        return None
+    x, axis = _places(steps)
+    y = steps.total.astype(np.float64)
+    bulk = np.setdiff1d(np.arange(n), at_slow)
+    drawn = bulk[thinned(len(bulk), POINTS_MAX)]
+    lines = thinned(n, LINES_MAX)
+    about = "The same on a logarithmic axis: nothing lies above the chart."
+    if len(drawn) < len(bulk):
+        about += f" {len(drawn):,} of {len(bulk):,} usual tokens are drawn."
+    series = [
+        Series("token", x[drawn].tolist(), y[drawn].tolist(), "points", MUTED, size=2.0),
+        Series("median of neighbours", x[lines].tolist(), usual[lines].tolist(), "line", 0),
+        Series("slow token", x[at_slow].tolist(), y[at_slow].tolist(), "points", ACCENT,
+               tips=[_label(steps, i) for i in at_slow.tolist()], mark="diamond", size=4.0),
+    ]  # fmt: skip
+    return Plot(
+        "token-times-log",
+        "Time per token, logarithmic",
+        about,
+        axis,
+        Axis("time per token", "ns", log=True),
+        [s for s in series if len(s.x)],
+    )
+
+
+def throughput(result: Result) -> Plot | None:
+    """Tokens computed per second over time, a line for each phase.
+
+    Args:
+        result: of ``analysis.throughput``.
+    """
+    frame = result.frame
+    if not len(frame) or frame["at_ns"].nunique() < 3:
+        return None
+    series = []
+    for tone, (phase, rows) in enumerate(frame.groupby("phase", sort=True)):
+        x = (rows["at_ns"] + rows["length_ns"] / 2).astype(float).tolist()
+        y = rows["per_s"].astype(float).tolist()
+        tips = [f"{phase}, after {format_ns(at)}: {v:,.1f} tok/s"
+                for at, v in zip(x, y, strict=True)]  # fmt: skip
+        series.append(Series(str(phase), x, y, "line", tone % TONES, tips=tips))
+    length = format_ns(float(frame["length_ns"].iloc[0]))
+    return Plot(
+        "throughput",
+        "Throughput over time",
+        f"Tokens that calls of each phase computed, in slices of {length}.",
+        Axis("since the first call", "ns", tight=True),
+        Axis("tokens computed", "per_s"),
+        series,
     )
 
 
