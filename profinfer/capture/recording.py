@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from profinfer.capture.drain import Sink
@@ -22,7 +22,7 @@ from profinfer.capture.perfevents import online_cpus, refusal
 from profinfer.capture.plausible import TensorCheck, Verdict
 from profinfer.capture.probing import Probing, lost_events
 from profinfer.capture.progress import ProgressLine
-from profinfer.capture.readings import Forecast, Reading
+from profinfer.capture.readings import Forecast, Prices, Reading
 from profinfer.capture.residence import Residence
 from profinfer.capture.rolling import RollingTrace
 from profinfer.capture.signals import SignalWatch, pass_on
@@ -62,7 +62,8 @@ class RecordResult:
         size: bytes of the trace file.
         interrupted: a signal asked for the end.
         other_engines: paths of engines in the same process that were not recorded.
-        switches: times that operators' probes were taken away or put back.
+        switched: why operators' probes were taken away, put back, and so on.
+        hopeless: why a limit could not be kept in the end, "" if it could.
         forecast: what the probes cost, None if it is not known.
         implausible: what was read as tensors makes no sense; the probes were removed.
         no_sched: why there are no thread states, None if there are.
@@ -81,7 +82,8 @@ class RecordResult:
     size: int
     interrupted: bool
     other_engines: tuple[str, ...]
-    switches: int
+    switched: tuple[str, ...]
+    hopeless: str
     forecast: Forecast | None
     implausible: Verdict | None
     no_sched: str | None
@@ -133,7 +135,7 @@ class Recording:
         self._qos = qos
         self._residence = Residence(target.pid, argv)
         self._governor: Governor | None = None
-        self._switches = 0
+        self._switched: list[str] = []
         self._expected: Forecast | None = None
         self._reading_at = 0.0
         self._wanted = wanted
@@ -164,8 +166,15 @@ class Recording:
         if plan.layout is not None and plan.reads_graphs:
             self._check = TensorCheck(plan.layout, plan.facts.ops, plan.facts.types)
             self._sink = self._write_checked
-        if self._qos and probing.hit_ns is not None:
-            self._governor = Governor(self._qos, probing.hit_ns)
+        if self._qos and self._prices is not None:
+            self._governor = Governor(self._qos, self._prices)
+
+    @property
+    def _prices(self) -> Prices | None:
+        """What recording costs by, None if a hit could not be measured."""
+        if self._probing is None or self._probing.hit_ns is None:
+            return None
+        return Prices(self._probing.hit_ns, len(self._limits.cpus) or os.cpu_count() or 1)
 
     def _begin_now(self) -> None:
         """All probes are in place: the recording of a running process begins."""
@@ -306,7 +315,7 @@ class Recording:
         if self._expected is not None or self._probing is None:
             return
         reading = Reading.of(self._probing.counters())
-        self._expected = Forecast.of(reading, self._probing.hit_ns)
+        self._expected = Forecast.early(reading, self._prices)
         if self._expected is None:
             return
         self._note("forecast", text=self._expected.text, share=round(self._expected.share, 5))
@@ -322,7 +331,7 @@ class Recording:
         decision = self._governor.observe(Reading.of(self._probing.counters()))
         if decision is None:
             return
-        self._switches += 1
+        self._switched.append(decision.why)
         if decision.on:
             try:
                 self._probing.attach("op")
@@ -400,12 +409,12 @@ class Recording:
         if self._live is None:
             return
         probing = self._probing
-        facts: dict[str, Any] = {"pid": self._target.pid, "switches": self._switches}
+        facts: dict[str, Any] = {"pid": self._target.pid, "switches": len(self._switched)}
         if probing is not None:
             facts |= {
                 "calls": probing.ring.calls,
                 "tokens": probing.ring.tokens,
-                "hit_ns": probing.hit_ns,
+                "prices": None if (prices := self._prices) is None else asdict(prices),
             }
         self._live.serve(probing.counters if probing is not None else None, facts)
 
@@ -443,6 +452,9 @@ class Recording:
             self._write_left(probing.take_open_runs())
             counters = probing.counters()
             self._json(ChunkKind.UPDATE, {"limits": self._limits.end()})
+        hopeless = self._governor.hopeless if self._governor is not None else ""
+        if hopeless:
+            self._note("limit missed", why=hopeless)
         trailer = Trailer(
             ended_ns=time.clock_gettime_ns(time.CLOCK_MONOTONIC),
             exit_code=status.code if status else None,
@@ -466,8 +478,9 @@ class Recording:
             size=self._writer.bytes_written,
             interrupted=bool(self._interrupts),
             other_engines=self._other_engines,
-            switches=self._switches,
-            forecast=Forecast.of(Reading.of(counters), probing.hit_ns) if probing else None,
+            switched=tuple(self._switched),
+            hopeless=hopeless,
+            forecast=Forecast.of(Reading.of(counters), self._prices),
             implausible=self._implausible,
             no_sched=probing.sched.why if probing else None,
             no_faults=probing.memory.why if probing else None,

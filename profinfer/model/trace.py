@@ -59,10 +59,10 @@ from profinfer.model.tokentable import tokens_table
 from profinfer.model.visits import Events, GraphSpans, Visits
 from profinfer.model.visits import split as split_visits
 from profinfer.model.wanted import Narrowed, wanted_nodes
-from profinfer.model.windows import Window, inside, leave_out, windows
+from profinfer.model.windows import Window, inside, leave_out, limit_missed, windows
 from profinfer.tracefile.metadata import TraceMetadata
 from profinfer.tracefile.reader import TraceReader
-from profinfer.tracefile.schema import CNT_OP_PASSED, ChunkKind, Kind
+from profinfer.tracefile.schema import CNT_OP_PASSED, Kind
 
 TABLES = (
     "calls",
@@ -424,8 +424,12 @@ class Trace:
     @cached_property
     def windows(self) -> list[Window]:
         """When operators were recorded; empty if always, or never."""
-        return windows(value for chunk, value in self.reader.documents
-                       if chunk.kind == ChunkKind.NOTE)  # fmt: skip
+        return windows(self.reader.notes)
+
+    @property
+    def limit_missed(self) -> str:
+        """Why the recorder could not keep a limit, "" if it could."""
+        return limit_missed(self.reader.notes)
 
     @cached_property
     def life(self) -> Life:
