@@ -8,7 +8,6 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from profinfer.analysis.scopes import cpus
 from profinfer.model.trace import Trace
 from profinfer.model.windows import inside
 from profinfer.tracefile.schema import (
@@ -105,9 +104,10 @@ def _operator_hits(trace: Trace) -> F64:
 
 
 def _sched_costs(trace: Trace, begin: npt.NDArray[np.int64], took: F64) -> F64:
-    """What recording thread states cost in each span: its share of the records, by time.
+    """What recording thread states cost in each span: its records, at the mean of all.
 
-    What happens on several CPUs at once delays the target once.
+    In full: threads are hit at the same time, but sleep and wake one after the other, and the one
+    that opens a barrier wakes all.
     """
     counters = trace.reader.counters
     seen = np.sort(trace.reader.fixed(Kind.SCHED).rows["ts"].astype(np.int64))
@@ -115,5 +115,4 @@ def _sched_costs(trace: Trace, begin: npt.NDArray[np.int64], took: F64) -> F64:
         return np.zeros(len(took))
     record_ns = counters[CNT_SCHED_NS] / max(counters[CNT_SENT + Kind.SCHED], len(seen))
     records = np.searchsorted(seen, begin + took.astype(np.int64)) - np.searchsorted(seen, begin)
-    threads = float(trace.graphs["n_threads"].mean()) if len(trace.graphs) else 1.0
-    return np.asarray(records * record_ns / max(min(threads, cpus(trace)), 1))
+    return np.asarray(records * record_ns)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from profinfer.capture.readings import Prices, Reading
+from profinfer.capture.readings import Reading
 
 _WINDOW_NS = 300_000_000  # calls' time between two decisions
 _SLACK_NS = 10_000_000  # the cost may be this much above or below the limit: no flapping
@@ -143,11 +143,11 @@ class Governor:
 
     Args:
         limits: at least one.
-        prices: what a hit costs on this machine.
+        hit_ns: what one hit costs on this machine.
     """
 
-    def __init__(self, limits: QosLimits, prices: Prices) -> None:
-        self._prices = prices
+    def __init__(self, limits: QosLimits, hit_ns: float) -> None:
+        self._hit_ns = hit_ns
         self._budget = None if limits.max_overhead is None else _Budget(limits.max_overhead)
         self._guard = None if limits.min_tps is None else _SpeedGuard(limits.min_tps)
         self._last = Reading()
@@ -169,7 +169,7 @@ class Governor:
         if window.call_ns < _WINDOW_NS:
             return None
         self._last = now
-        cost = window.cost_ns(self._prices)
+        cost = window.cost_ns(self._hit_ns)
         parts = [part for part in (self._budget, self._guard) if part is not None]
         why = [part.update(window, cost) for part in parts]
         on = all(part.on for part in parts)

@@ -27,19 +27,6 @@ _WORTH_TELLING = 0.001  # of a share
 
 
 @dataclass(frozen=True)
-class Prices:
-    """What things cost on this machine.
-
-    Attributes:
-        hit_ns: a hit of a probe.
-        cpus: that the target may use: what threads pay on several at once delays it once.
-    """
-
-    hit_ns: float
-    cpus: int = 1
-
-
-@dataclass(frozen=True)
 class Reading:
     """The kernel's counters at one moment, or their growth between two.
 
@@ -103,15 +90,13 @@ class Reading:
             return min(self.step_nodes / self.nodes, 1.0)
         return self.step_ns / self.call_ns if self.call_ns else 0.0
 
-    def sched_cost_ns(self, prices: Prices) -> float:
-        """What recording thread states costs the calls."""
-        threads = self.node_threads / self.nodes if self.nodes else 1.0
-        return self.sched_ns / max(min(threads, prices.cpus), 1.0)
+    def cost_ns(self, hit_ns: float) -> float:
+        """What hits, at ``hit_ns`` each, and thread states cost the calls.
 
-    def cost_ns(self, prices: Prices) -> float:
-        """What hits and thread states cost the calls."""
-        hits = self.thread_hits + self.marks
-        return hits * prices.hit_ns + self.sched_cost_ns(prices)
+        Threads are hit at the same time, but sleep and wake one after the other: the one that
+        opens a barrier wakes all. So records of thread states count in full.
+        """
+        return (self.thread_hits + self.marks) * hit_ns + self.sched_ns
 
 
 @dataclass(frozen=True)
@@ -134,30 +119,31 @@ class Forecast:
     hit_ns: float
 
     @classmethod
-    def of(cls, reading: Reading, prices: Prices | None) -> Forecast | None:
+    def of(cls, reading: Reading, hit_ns: float | None) -> Forecast | None:
         """None until there are calls of some length, or if the cost of a hit is not known."""
-        if prices is None or reading.call_ns < _FORECAST_NS:
+        if hit_ns is None or reading.call_ns < _FORECAST_NS:
             return None
-        cost, steps = reading.cost_ns(prices), reading.step_part
+        cost, steps = reading.cost_ns(hit_ns), reading.step_part
         rest_ns = reading.call_ns - reading.step_ns
+        sched = reading.sched_ns / reading.call_ns
+        if reading.step_ns:
+            sched = reading.sched_ns * steps / reading.step_ns
         return cls(
             cost * steps / reading.step_ns if reading.step_ns else None,
             cost * (1 - steps) / rest_ns if rest_ns else None,
-            reading.sched_cost_ns(prices) / reading.call_ns
-            if not reading.step_ns
-            else reading.sched_cost_ns(prices) * steps / reading.step_ns,
+            sched,
             reading.tps,
             (reading.thread_hits + reading.marks) / max(reading.graphs, 1),
-            prices.hit_ns,
+            hit_ns,
         )
 
     @classmethod
-    def early(cls, reading: Reading, prices: Prices | None) -> Forecast | None:
+    def early(cls, reading: Reading, hit_ns: float | None) -> Forecast | None:
         """Of a recording that goes on: None until there are decode steps of some length.
 
         A prompt takes long for its hits, and says nothing of what decoding will cost.
         """
-        return cls.of(reading, prices) if reading.step_ns >= _FORECAST_NS else None
+        return cls.of(reading, hit_ns) if reading.step_ns >= _FORECAST_NS else None
 
     @property
     def share(self) -> float:

@@ -8,9 +8,8 @@ then are the probes let go.
 from __future__ import annotations
 
 import contextlib
-import os
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from profinfer.capture.drain import Sink
@@ -22,7 +21,7 @@ from profinfer.capture.perfevents import online_cpus, refusal
 from profinfer.capture.plausible import TensorCheck, Verdict
 from profinfer.capture.probing import Probing, lost_events
 from profinfer.capture.progress import ProgressLine
-from profinfer.capture.readings import Forecast, Prices, Reading
+from profinfer.capture.readings import Forecast, Reading
 from profinfer.capture.residence import Residence
 from profinfer.capture.rolling import RollingTrace
 from profinfer.capture.signals import SignalWatch, pass_on
@@ -166,15 +165,8 @@ class Recording:
         if plan.layout is not None and plan.reads_graphs:
             self._check = TensorCheck(plan.layout, plan.facts.ops, plan.facts.types)
             self._sink = self._write_checked
-        if self._qos and self._prices is not None:
-            self._governor = Governor(self._qos, self._prices)
-
-    @property
-    def _prices(self) -> Prices | None:
-        """What recording costs by, None if a hit could not be measured."""
-        if self._probing is None or self._probing.hit_ns is None:
-            return None
-        return Prices(self._probing.hit_ns, len(self._limits.cpus) or os.cpu_count() or 1)
+        if self._qos and probing.hit_ns is not None:
+            self._governor = Governor(self._qos, probing.hit_ns)
 
     def _begin_now(self) -> None:
         """All probes are in place: the recording of a running process begins."""
@@ -315,7 +307,7 @@ class Recording:
         if self._expected is not None or self._probing is None:
             return
         reading = Reading.of(self._probing.counters())
-        self._expected = Forecast.early(reading, self._prices)
+        self._expected = Forecast.early(reading, self._probing.hit_ns)
         if self._expected is None:
             return
         self._note("forecast", text=self._expected.text, share=round(self._expected.share, 5))
@@ -414,7 +406,7 @@ class Recording:
             facts |= {
                 "calls": probing.ring.calls,
                 "tokens": probing.ring.tokens,
-                "prices": None if (prices := self._prices) is None else asdict(prices),
+                "hit_ns": probing.hit_ns,
             }
         self._live.serve(probing.counters if probing is not None else None, facts)
 
@@ -480,7 +472,7 @@ class Recording:
             other_engines=self._other_engines,
             switched=tuple(self._switched),
             hopeless=hopeless,
-            forecast=Forecast.of(Reading.of(counters), self._prices),
+            forecast=Forecast.of(Reading.of(counters), probing.hit_ns) if probing else None,
             implausible=self._implausible,
             no_sched=probing.sched.why if probing else None,
             no_faults=probing.memory.why if probing else None,

@@ -73,14 +73,13 @@ class Looks:
         from profinfer.analysis.overview import model_name
         from profinfer.capture.liveport import reading
         from profinfer.capture.probing import lost_events
-        from profinfer.capture.readings import Prices
         from profinfer.render.live import About
 
         counters = reading(told)
         grown = counters.since(self._before) if self._before is not None else counters
         cost = None
-        if told.get("prices") and grown.call_ns:
-            cost = grown.cost_ns(Prices(**told["prices"])) / grown.call_ns
+        if told.get("hit_ns") and grown.call_ns:
+            cost = grown.cost_ns(told["hit_ns"]) / grown.call_ns
         self._before = counters
         cpu = (float(told["cpu_s"]), time.process_time())
         used = sum(cpu) - sum(self._cpu)

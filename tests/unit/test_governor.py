@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 
 from profinfer.capture.governor import Decision, Governor, QosLimits
-from profinfer.capture.readings import Forecast, Prices, Reading
+from profinfer.capture.readings import Forecast, Reading
 from profinfer.tracefile.schema import (
     CNT_COUNT,
     CNT_NODES,
@@ -30,7 +30,7 @@ class Target:
     def __init__(
         self, limits: QosLimits, token_ns: Callable[[float], int], threads: int = 2, marks: int = 0
     ) -> None:
-        self.governor = Governor(limits, Prices(HIT_NS))
+        self.governor = Governor(limits, HIT_NS)
         self.token_ns = token_ns
         self.threads = threads
         self.marks = marks
@@ -158,7 +158,7 @@ def test_both_limits() -> None:
 
 
 def test_an_idle_target_decides_nothing() -> None:
-    governor = Governor(QosLimits(max_overhead=0.01, min_tps=10), Prices(HIT_NS))
+    governor = Governor(QosLimits(max_overhead=0.01, min_tps=10), HIT_NS)
     reading = Reading(10**9, 10, 10**9, 10_000, 0, 10, 10_000, 20_000)
     governor.observe(reading)
     assert all(governor.observe(reading) is None for _ in range(100))
@@ -168,15 +168,14 @@ DECODE = Reading(
     call_ns=10**9, steps=100, step_ns=10**9, hits=103_600, marks=800, graphs=100,
     nodes=80_000, node_threads=160_000, step_nodes=80_000,
 )  # fmt: skip
-PRICES = Prices(1000, cpus=2)
 
 
 def test_forecast() -> None:
-    told = Forecast.of(DECODE, PRICES)
+    told = Forecast.of(DECODE, HIT_NS)
     assert told is not None
     assert told.share == (51_800 + 800) * 1000 / 1e9
     assert told.text == "about 5.3 % of decoding at 100 tok/s (526 hits a graph, 1.00 µs each)"
-    assert Forecast.of(Reading(call_ns=10**8), PRICES) is None
+    assert Forecast.of(Reading(call_ns=10**8), HIT_NS) is None
     assert Forecast.of(DECODE, None) is None
 
 
@@ -186,7 +185,7 @@ def test_a_prompt_is_told_apart() -> None:
         call_ns=5 * 10**9, steps=100, step_ns=10**9, hits=105_672, marks=816, graphs=102,
         nodes=81_600, node_threads=163_200, step_nodes=80_000,
     )  # fmt: skip
-    told = Forecast.of(prompt, PRICES)
+    told = Forecast.of(prompt, HIT_NS)
     assert told is not None and told.rest is not None
     assert round(told.share, 6) == 0.0526
     assert round(told.rest * 4e9) == 2 * 526 * 1000
@@ -195,15 +194,15 @@ def test_a_prompt_is_told_apart() -> None:
 
 def test_no_early_forecast_of_a_prompt() -> None:
     prompt = Reading(call_ns=10**9, hits=1036, graphs=1, nodes=800, node_threads=1600)
-    assert Forecast.early(prompt, PRICES) is None
-    assert Forecast.of(prompt, PRICES) is not None
-    assert Forecast.early(DECODE, PRICES) == Forecast.of(DECODE, PRICES)
+    assert Forecast.early(prompt, HIT_NS) is None
+    assert Forecast.of(prompt, HIT_NS) is not None
+    assert Forecast.early(DECODE, HIT_NS) == Forecast.of(DECODE, HIT_NS)
 
 
 def test_thread_states_cost_too() -> None:
-    """Both CPUs write records at once: 200,000 of 0.5 µs delay the calls by 50 ms."""
-    busy = replace(DECODE, sched_ns=100_000_000)
-    told, quiet = Forecast.of(busy, PRICES), Forecast.of(DECODE, PRICES)
+    """200,000 records of 0.25 µs delay the calls by 50 ms."""
+    busy = replace(DECODE, sched_ns=50_000_000)
+    told, quiet = Forecast.of(busy, HIT_NS), Forecast.of(DECODE, HIT_NS)
     assert told is not None and quiet is not None
     assert told.share - quiet.share == pytest.approx(0.05)
     assert told.text.endswith("1.00 µs each; 5.0 % are thread states)")
