@@ -8,15 +8,10 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
+from profinfer.model.hits import hits as counted_hits
+from profinfer.model.hits import sched_records
 from profinfer.model.trace import Trace
 from profinfer.model.windows import inside
-from profinfer.tracefile.schema import (
-    CNT_OP_PASSED,
-    CNT_OP_RECORDS,
-    CNT_SCHED_NS,
-    CNT_SENT,
-    Kind,
-)
 
 F64 = npt.NDArray[np.float64]
 
@@ -93,12 +88,11 @@ def _operator_hits(trace: Trace) -> F64:
     hits = np.where(known >= 0, np.r_[working, 0][known], 0.0) * pair
     begin, end = (graphs[c].to_numpy() for c in ("begin_ns", "end_ns"))
     hits[~inside(begin, end, trace.windows)] = 0
-    counters = trace.reader.counters
     threads = graphs["n_threads"].to_numpy().clip(min=1)
     expected = float((hits * threads).sum())
     if trace.hits_passed and expected:
         # ENTER and LEAVE are among both, and counted by the caller.
-        seen = counters[CNT_OP_RECORDS] + counters[CNT_OP_PASSED] - 2 * threads[hits > 0].sum()
+        seen = counted_hits(trace.reader) - 2 * threads[hits > 0].sum()
         hits *= max(seen, 0) / expected
     return np.asarray(hits)
 
@@ -109,10 +103,6 @@ def _sched_costs(trace: Trace, begin: npt.NDArray[np.int64], took: F64) -> F64:
     In full: threads are hit at the same time, but sleep and wake one after the other, and the one
     that opens a barrier wakes all.
     """
-    counters = trace.reader.counters
-    seen = np.sort(trace.reader.fixed(Kind.SCHED).rows["ts"].astype(np.int64))
-    if len(counters) <= CNT_SCHED_NS or not len(seen):
-        return np.zeros(len(took))
-    record_ns = counters[CNT_SCHED_NS] / max(counters[CNT_SENT + Kind.SCHED], len(seen))
+    seen, record_ns = sched_records(trace.reader)
     records = np.searchsorted(seen, begin + took.astype(np.int64)) - np.searchsorted(seen, begin)
     return np.asarray(records * record_ns)

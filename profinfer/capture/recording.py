@@ -8,6 +8,7 @@ then are the probes let go.
 from __future__ import annotations
 
 import contextlib
+import os
 import time
 from dataclasses import dataclass
 from typing import Any

@@ -35,6 +35,7 @@ from profinfer.model.definitions import build as build_definitions
 from profinfer.model.dependencies import Dependencies, of_definition
 from profinfer.model.edges import Edges
 from profinfer.model.edges import find as find_edges
+from profinfer.model.hits import hits_passed
 from profinfer.model.life import Life
 from profinfer.model.life import life as find_life
 from profinfer.model.losses import beyond_the_ends, operators_lost, tally
@@ -62,7 +63,7 @@ from profinfer.model.wanted import Narrowed, wanted_nodes
 from profinfer.model.windows import Window, inside, leave_out, limit_missed, windows
 from profinfer.tracefile.metadata import TraceMetadata
 from profinfer.tracefile.reader import TraceReader
-from profinfer.tracefile.schema import CNT_OP_PASSED, Kind
+from profinfer.tracefile.schema import Kind
 
 TABLES = (
     "calls",
@@ -407,9 +408,8 @@ class Trace:
 
     @property
     def hits_passed(self) -> int:
-        """Hits of operators' probes that left no record because of ``narrowed``."""
-        counters = self.reader.counters
-        return counters[CNT_OP_PASSED] if len(counters) > CNT_OP_PASSED else 0
+        """Hits of operators' probes that were asked to leave no record."""
+        return hits_passed(self.reader)
 
     @property
     def tokens_from_graphs(self) -> int:
