@@ -77,6 +77,7 @@ struct pf_open_call {
     u64 ts;
     u32 probe;
     u32 steps; /* 0: not only decode steps */
+    u64 nodes; /* of the graphs that it has begun */
 };
 BPF_HASH(open_calls, u32, struct pf_open_call, PF_MAX_MAIN_THREADS);
 
@@ -105,8 +106,22 @@ static __always_inline void pf_call_closed(u32 probe)
     if (call->steps) {
         pf_count(PF_CNT_STEPS, call->steps);
         pf_count(PF_CNT_STEP_NS, took);
+        pf_count(PF_CNT_STEP_NODES, call->nodes);
     }
     open_calls.delete(&tid);
+}
+
+/* How many operators' probes a graph goes through is told by its nodes: of whom, and on how many
+ * threads. */
+static __always_inline void pf_nodes_begun(u32 nodes, u32 threads)
+{
+    u32 tid = (u32)bpf_get_current_pid_tgid();
+    struct pf_open_call *call = open_calls.lookup(&tid);
+    pf_count(PF_CNT_THREADS, threads);
+    pf_count(PF_CNT_NODES, nodes);
+    pf_count(PF_CNT_NODE_THREADS, (u64)nodes * threads);
+    if (call)
+        call->nodes += nodes;
 }
 
 static __always_inline void pf_batch_done(struct pf_batch_walk *w, u16 flags)

@@ -343,8 +343,13 @@ enum pf_counter {
     PF_CNT_STEP_NS = 71,         /* time in those calls, ns                               */
     PF_CNT_THREADS = 72,         /* threads asked for, summed over the graphs begun       */
     PF_CNT_NOT_COUNTED = 73,     /* readings of hardware or software counters that failed */
+    PF_CNT_NODES = 74,           /* nodes, summed over the graphs begun                   */
+    PF_CNT_NODE_THREADS = 75,    /* nodes times threads, likewise                         */
+    PF_CNT_STEP_NODES = 76,      /* of PF_CNT_NODES those in the calls of PF_CNT_STEPS    */
+    PF_CNT_SCHED_NS = 77,        /* spent on PF_SCHED records, told from those timed, ns  */
     PF_CNT_EXPERTS_UNREAD = 78,  /* rows of expert ids that could not be read             */
-    PF_CNT_OP_PASSED = 79,       /* hits that record --ops, --layers, --threads left out  */
+    PF_CNT_OP_PASSED = 79,       /* hits of the operators' probes that left no record because of
+                                  * record --ops, --layers, --threads, --tokens, --every  */
     PF_CNT_COUNT = 80,
 };
 

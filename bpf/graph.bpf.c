@@ -89,7 +89,7 @@ static __always_inline void pf_graph_emit(struct pf_walk *w, u64 gen, u16 flags,
     g.n_threads = w->n_threads;
     g.walk_ns = now - w->t0;
     g.probe = w->probe;
-    pf_count(PF_CNT_THREADS, w->n_threads);
+    pf_nodes_begun(w->n_nodes, w->n_threads);
     pf_emit(&g, sizeof(g), PF_GRAPH_BEGIN);
 }
 

@@ -61,7 +61,7 @@ static __always_inline void pf_op_add(struct pf_slot *s, u64 now, u32 what, u32 
 /* The graph is not known yet here; the first operator tells it. */
 static __always_inline int pf_loop_enter(struct pt_regs *ctx)
 {
-    if (pf_gate_closed())
+    if (pf_gate_stops())
         return 0;
     u64 now = bpf_ktime_get_ns();
     struct pf_slot *s = pf_slot_get();
@@ -109,7 +109,7 @@ static __always_inline void pf_count_passed(struct pf_slot *s)
 
 static __always_inline int pf_loop_leave(struct pt_regs *ctx)
 {
-    if (pf_gate_closed())
+    if (pf_gate_stops())
         return 0;
     u64 now = bpf_ktime_get_ns();
     struct pf_slot *s = pf_slot_get();
@@ -127,7 +127,7 @@ static __always_inline int pf_loop_leave(struct pt_regs *ctx)
 /* At the graph loop's own barrier call: a register holds the loop index, another the graph. */
 static __always_inline int pf_loop_barrier(struct pt_regs *ctx, u32 index, u64 cgraph)
 {
-    if (pf_gate_closed())
+    if (pf_gate_stops())
         return 0;
     u64 now = bpf_ktime_get_ns();
     struct pf_slot *s = pf_slot_get();
@@ -166,7 +166,7 @@ static __always_inline int pf_loop_barrier(struct pt_regs *ctx, u32 index, u64 c
  * within 256 MiB, so 24 bits above the lowest four name one. */
 static __always_inline int pf_op_begin(struct pt_regs *ctx, u64 tensor)
 {
-    if (pf_gate_closed())
+    if (pf_gate_stops())
         return 0;
     u64 now = bpf_ktime_get_ns();
     struct pf_slot *s = pf_slot_get();
@@ -183,7 +183,7 @@ static __always_inline int pf_op_begin(struct pt_regs *ctx, u64 tensor)
 
 static __always_inline int pf_barrier(struct pt_regs *ctx)
 {
-    if (pf_gate_closed())
+    if (pf_gate_stops())
         return 0;
     u64 now = bpf_ktime_get_ns();
     struct pf_slot *s = pf_slot_get();

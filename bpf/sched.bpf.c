@@ -45,6 +45,13 @@ static __always_inline void pf_sched_emit(u32 tid, u16 flags, u32 state, u64 oth
     pf_emit(&e, sizeof(e), PF_SCHED);
 }
 
+/* One event of 16 is timed and stands for all, by bits of the clock that are chance. */
+static __always_inline void pf_sched_timed(u64 since)
+{
+    if (!(since >> 6 & 15) && !pf_is_paused())
+        pf_count(PF_CNT_SCHED_NS, 16 * (bpf_ktime_get_ns() - since));
+}
+
 int pf_sched_switch(struct pf_raw_args *ctx)
 {
     u32 target = pf_sched_target();
@@ -66,6 +73,7 @@ int pf_sched_switch(struct pf_raw_args *ctx)
     }
     if (comes)
         pf_sched_emit(pf_task_u32(next, PF_TASK_PID), PF_SCHED_IN, 0, next, now);
+    pf_sched_timed(now);
     return 0;
 }
 
@@ -74,7 +82,9 @@ static __always_inline int pf_sched_woken(u64 task, u16 flags)
     u32 target = pf_sched_target();
     if (!target || pf_task_u32(task, PF_TASK_TGID) != target)
         return 0;
-    pf_sched_emit(pf_task_u32(task, PF_TASK_PID), flags, 0, bpf_get_current_task(), bpf_ktime_get_ns());
+    u64 now = bpf_ktime_get_ns();
+    pf_sched_emit(pf_task_u32(task, PF_TASK_PID), flags, 0, bpf_get_current_task(), now);
+    pf_sched_timed(now);
     return 0;
 }
 

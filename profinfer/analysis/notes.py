@@ -44,12 +44,16 @@ def sampled(trace: Trace, selection: Selection) -> list[Note]:
         return []
     windows = len(trace.windows)
     inside = f", in {windows} window{'' if windows == 1 else 's'}" if windows else ""
+    why = next((f" ({w.ended})" for w in trace.windows if w.ended), "")
     text = (
         f"operators were recorded during {selection.n_tokens:,} of {selection.of_tokens:,} tokens"
-        f"{inside}: this view covers those, and its "
+        f"{inside}{why}: this view covers those, and its "
         "numbers per token are means over them"
     )
-    return [Note("info", text)]
+    out = [Note("info", text)]
+    if trace.limit_missed:
+        out.append(Note("warning", f"the limit was not kept: {trace.limit_missed}"))
+    return out
 
 
 def narrowed(trace: Trace) -> list[Note]:

@@ -17,7 +17,7 @@ from profinfer.analysis import counters, latency, notes
 from profinfer.analysis.backends import has_others
 from profinfer.analysis.calltime import outside_of_graphs
 from profinfer.analysis.hosttime import host_time
-from profinfer.analysis.overhead import estimated_share
+from profinfer.analysis.overhead import estimated_share, share_by_phase
 from profinfer.analysis.result import Column, Note, Result
 from profinfer.model.selection import Selection
 from profinfer.model.selfcheck import Check, checks, explained
@@ -89,8 +89,9 @@ def overview(trace: Trace) -> Result:
         (Column("parallel", "parallel", "count", "Most sequences in one call, if several."),
          _several(int(real["n_seqs"].max()) if len(real) else 0)),
         (Column("lost", "lost", "count", "Events that the recorder lost."), lost),
-        (Column("probe_cost", "probe cost", "ratio", "Part of the calls' time that the probes are "
-                "estimated to have cost."), estimated_share(trace)),
+        (Column("probe_cost", "probe cost", "ratio", "Part of the decode calls' time, or of all "
+                "calls' if there are none, that recording is estimated to have cost."),
+         share_by_phase(trace).get("decode", estimated_share(trace))),
         (Column("sampled", "sampled", "ratio", "Part of the tokens during which operators were "
                 "recorded, if not all."), _sampled(trace)),
         (Column("explained", "explained", "ratio",

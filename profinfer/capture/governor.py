@@ -61,7 +61,18 @@ class _Budget:
     def __init__(self, share: float) -> None:
         self._share = share
         self._debt_ns = 0.0
+        self._over = 0  # windows in a row, without operators' probes, that cost too much
         self.on = True
+
+    @property
+    def hopeless(self) -> str:
+        """Why the limit cannot be kept, "" if it can."""
+        if self.on or self._over < _SLOW_WINDOWS:
+            return ""
+        return (
+            "what stays without operators' probes (calls, graphs, thread states) costs more than "
+            f"{100 * self._share:g} %"
+        )
 
     def update(self, window: Reading, cost_ns: float) -> str:
         """Take a window in; returns why ``on`` changed, or ""."""
@@ -69,6 +80,8 @@ class _Budget:
         debt = self._debt_ns + cost_ns - self._share * window.call_ns
         self._debt_ns = max(debt, -_SLACK_NS)
         limit = f"{100 * self._share:g} %"
+        dear = not self.on and cost_ns > self._share * window.call_ns
+        self._over = self._over + 1 if dear else 0
         if self.on and self._debt_ns > _SLACK_NS:
             self.on = False
             return f"probes cost {100 * cost_ns / window.call_ns:.1f} %, more than {limit}"
@@ -88,7 +101,13 @@ class _SpeedGuard:
         self._since_ns = 0
         self._share = 0.0
         self.on = True
-        self.hopeless = False
+
+    @property
+    def hopeless(self) -> str:
+        """Why the limit cannot be kept, "" if it can."""
+        if self.on or self._slow < _SLOW_WINDOWS:
+            return ""
+        return f"it is slower than {self._least:g} tok/s without operators' probes, too"
 
     def update(self, window: Reading, cost_ns: float) -> str:
         """Take a window in; returns why ``on`` changed, or ""."""
@@ -109,7 +128,6 @@ class _SpeedGuard:
             return self._switch(False, f"{tps:.1f} tok/s, less than {self._least:g}")
         if self.on:
             return ""
-        self.hopeless = self._slow >= _SLOW_WINDOWS
         enough = tps * (1 - self._share) >= self._least * _MARGIN
         if enough and self._since_ns >= self._hold_ns:
             return self._switch(True, f"{tps:.1f} tok/s, enough for {self._least:g} with probes")
@@ -125,7 +143,7 @@ class Governor:
 
     Args:
         limits: at least one.
-        hit_ns: what one hit costs on this machine, times the hits an operator takes.
+        hit_ns: what one hit costs on this machine.
     """
 
     def __init__(self, limits: QosLimits, hit_ns: float) -> None:
@@ -136,9 +154,10 @@ class Governor:
         self._on = True
 
     @property
-    def hopeless(self) -> bool:
-        """The target is slower than asked even without operator probes."""
-        return self._guard is not None and self._guard.hopeless
+    def hopeless(self) -> str:
+        """Why a limit cannot be kept, not even without operators' probes; "" if all can."""
+        parts = [part for part in (self._budget, self._guard) if part is not None]
+        return "; ".join(part.hopeless for part in parts if part.hopeless)
 
     def observe(self, now: Reading) -> Decision | None:
         """What to change, None for nothing. To be called often: it decides when enough was seen.

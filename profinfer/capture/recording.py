@@ -70,7 +70,8 @@ class RecordResult:
         size: bytes of the trace file.
         interrupted: a signal asked for the end.
         other_engines: paths of engines in the same process that were not recorded.
-        switches: times that operators' probes were taken away or put back.
+        switched: why operators' probes were taken away, put back, and so on.
+        hopeless: why a limit could not be kept in the end, "" if it could.
         forecast: what the probes cost, None if it is not known.
         implausible: what was read as tensors makes no sense; the probes were removed.
         no_sched: why there are no thread states, None if there are.
@@ -90,7 +91,8 @@ class RecordResult:
     size: int
     interrupted: bool
     other_engines: tuple[str, ...]
-    switches: int
+    switched: tuple[str, ...]
+    hopeless: str
     forecast: Forecast | None
     implausible: Verdict | None
     no_sched: str | None
@@ -142,7 +144,7 @@ class Recording:
         self._qos = qos
         self._residence = Residence(target.pid, argv)
         self._governor: Governor | None = None
-        self._switches = 0
+        self._switched: list[str] = []
         self._expected: Forecast | None = None
         self._reading_at = 0.0
         self._wanted = wanted
@@ -315,7 +317,7 @@ class Recording:
         if self._expected is not None or self._probing is None:
             return
         reading = Reading.of(self._probing.counters())
-        self._expected = Forecast.of(reading, self._probing.hit_ns)
+        self._expected = Forecast.early(reading, self._probing.hit_ns)
         if self._expected is None:
             return
         self._note("forecast", text=self._expected.text, share=round(self._expected.share, 5))
@@ -331,7 +333,7 @@ class Recording:
         decision = self._governor.observe(Reading.of(self._probing.counters()))
         if decision is None:
             return
-        self._switches += 1
+        self._switched.append(decision.why)
         if decision.on:
             try:
                 self._probing.attach("op")
@@ -409,7 +411,7 @@ class Recording:
         if self._live is None:
             return
         probing = self._probing
-        facts: dict[str, Any] = {"pid": self._target.pid, "switches": self._switches}
+        facts: dict[str, Any] = {"pid": self._target.pid, "switches": len(self._switched)}
         if probing is not None:
             facts |= {
                 "calls": probing.ring.calls,
@@ -452,6 +454,9 @@ class Recording:
             self._write_left(probing.take_open_runs())
             counters = probing.counters()
             self._json(ChunkKind.UPDATE, {"limits": self._limits.end()})
+        hopeless = self._governor.hopeless if self._governor is not None else ""
+        if hopeless:
+            self._note("limit missed", why=hopeless)
         trailer = Trailer(
             ended_ns=time.clock_gettime_ns(time.CLOCK_MONOTONIC),
             exit_code=status.code if status else None,
@@ -476,7 +481,8 @@ class Recording:
             size=self._writer.bytes_written,
             interrupted=bool(self._interrupts),
             other_engines=self._other_engines,
-            switches=self._switches,
+            switched=tuple(self._switched),
+            hopeless=hopeless,
             forecast=Forecast.of(Reading.of(counters), probing.hit_ns) if probing else None,
             implausible=self._implausible,
             no_sched=probing.sched.why if probing else None,

@@ -74,11 +74,7 @@ def finish(result: RecordResult, options: RecordOptions) -> int:
         click.echo(f"  {result.not_counted}", err=True)
     if result.forecast is not None:
         click.echo(f"  probes cost {result.forecast.text}", err=True)
-    if result.switches:
-        click.echo(
-            f"  operators were recorded in windows: {result.switches} switches to keep the limits",
-            err=True,
-        )
+    _say_limits(result)
     if absent := _absent(result, options):
         click.echo(f"  no operator was recorded: {absent}", err=True)
     if result.lost:
@@ -98,3 +94,17 @@ def _absent(result: RecordResult, options: RecordOptions) -> str | None:
     from profinfer.model.trace import Trace
 
     return nothing_chosen(Trace.open(options.output))
+
+
+def _say_limits(result: RecordResult) -> None:
+    """Why operators' probes were taken away, and what could not be kept."""
+    switches = len(result.switched)
+    if switches:
+        many = f"{switches} switches" if switches > 1 else "1 switch"
+        click.echo(
+            f"  operators were recorded in windows: {many} to keep the limits, "
+            f"first because of {result.switched[0]}",
+            err=True,
+        )
+    if result.hopeless:
+        click.echo(f"  the limit was not kept: {result.hopeless}", err=True)

@@ -55,6 +55,8 @@ def check_usage(asked: ReportOptions) -> None:
         raise UsageProblem("--against compares backends", "--by backend --against OTHER.pf")
     if asked.roofline and asked.counters:
         raise UsageProblem("--roofline and --counters are two views", "give one of them")
+    if asked.corrected:
+        _check_corrected(asked)
     view = "--roofline" if asked.roofline else "--counters" if asked.counters else None
     if view and asked.by in _OWN_VIEWS:
         raise UsageProblem(f"{view} knows no --by {asked.by}", f"{view} --by op")
@@ -64,6 +66,15 @@ def check_usage(asked: ReportOptions) -> None:
         _check_faults(asked)
     elif asked.by == "tensor":
         raise UsageProblem("--by tensor is a view of page faults", "--faults --by tensor")
+
+
+def _check_corrected(asked: ReportOptions) -> None:
+    others = {"--roofline": asked.roofline, "--counters": asked.counters, "--faults": asked.faults}
+    view = next((name for name, given in others.items() if given), None)
+    if view is None and asked.by in _OWN_VIEWS:
+        view = f"--by {asked.by}"
+    if view is not None:
+        raise UsageProblem(f"{view} has no corrected times", "--corrected --by op, or alone")
 
 
 def _check_experts(asked: ReportOptions) -> None:

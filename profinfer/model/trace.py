@@ -35,6 +35,7 @@ from profinfer.model.definitions import build as build_definitions
 from profinfer.model.dependencies import Dependencies, of_definition
 from profinfer.model.edges import Edges
 from profinfer.model.edges import find as find_edges
+from profinfer.model.hits import hits_passed
 from profinfer.model.holes import Holes
 from profinfer.model.life import Life
 from profinfer.model.life import life as find_life
@@ -67,10 +68,10 @@ from profinfer.model.tokentable import tokens_table
 from profinfer.model.visits import Events, GraphSpans, Visits
 from profinfer.model.visits import split as split_visits
 from profinfer.model.wanted import Narrowed, wanted_nodes
-from profinfer.model.windows import Window, inside, leave_out, windows
+from profinfer.model.windows import Window, inside, leave_out, limit_missed, windows
 from profinfer.tracefile.metadata import TraceMetadata
 from profinfer.tracefile.reader import TraceReader
-from profinfer.tracefile.schema import CNT_OP_PASSED, ChunkKind, Kind
+from profinfer.tracefile.schema import Kind
 
 TABLES = (
     "calls",
@@ -426,9 +427,8 @@ class Trace:
 
     @property
     def hits_passed(self) -> int:
-        """Hits of operators' probes that left no record because of ``narrowed``."""
-        counters = self.reader.counters
-        return counters[CNT_OP_PASSED] if len(counters) > CNT_OP_PASSED else 0
+        """Hits of operators' probes that were asked to leave no record."""
+        return hits_passed(self.reader)
 
     @property
     def tokens_from_graphs(self) -> int:
@@ -443,8 +443,12 @@ class Trace:
     @cached_property
     def windows(self) -> list[Window]:
         """When operators were recorded; empty if always, or never."""
-        return windows(value for chunk, value in self.reader.documents
-                       if chunk.kind == ChunkKind.NOTE)  # fmt: skip
+        return windows(self.reader.notes)
+
+    @property
+    def limit_missed(self) -> str:
+        """Why the recorder could not keep a limit, "" if it could."""
+        return limit_missed(self.reader.notes)
 
     @cached_property
     def life(self) -> Life:

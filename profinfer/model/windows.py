@@ -57,6 +57,12 @@ def windows(documents: Iterable[Any]) -> list[Window]:
     return out
 
 
+def limit_missed(documents: Iterable[Any]) -> str:
+    """Why a limit could not be kept, as the recorder said it at its end; "" if it could."""
+    found = [note for note in documents if note.get("what") == "limit missed"]
+    return str(found[-1].get("why", "")) if found else ""
+
+
 def inside(begin: I64, end: I64, of: list[Window]) -> Mask:
     """Mask of the spans that lie in one window; of all of them where there are no windows."""
     if not of:

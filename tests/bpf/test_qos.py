@@ -10,6 +10,13 @@ from truth import read_truth
 
 from profinfer.model.trace import Trace
 from profinfer.tracefile.reader import TraceReader
+from profinfer.tracefile.schema import (
+    CNT_NODE_THREADS,
+    CNT_NODES,
+    CNT_OP_PASSED,
+    CNT_OP_RECORDS,
+    CNT_STEP_NODES,
+)
 
 pytestmark = pytest.mark.bpf
 
@@ -130,6 +137,47 @@ def test_steps_of_parallel_sequences(tmp_path: Path, fake_ggml: Path, run_profin
     decode = trace.calls[(trace.calls["phase"] == "decode") & (trace.calls["n_seqs"] == 3)]
     sampled = trace.graphs[trace.graphs["sampled"]]["call_id"]
     assert sampled.tolist() == decode["call_id"].tolist()[1:4]
+
+
+def test_what_the_gate_stops_is_counted(tmp_path: Path, fake_ggml: Path, run_profinfer) -> None:
+    """A hit costs its trap whether a record is left or not."""
+    args = ("--tokens", "30", "--layers", "2", "--base-us", "2")
+    every, some = tmp_path / "every.pf", tmp_path / "some.pf"
+    record_plain(every, fake_ggml, run_profinfer, [], *args)
+    trace = record_plain(some, fake_ggml, run_profinfer, ["--every", "10"], *args)
+    hits = []
+    for path in (every, some):
+        counters = Trace.open(path).reader.counters
+        hits.append(counters[CNT_OP_RECORDS] + counters[CNT_OP_PASSED])
+    assert trace.hits_passed > 0.8 * hits[0]
+    assert hits[0] == hits[1]
+
+
+def test_nodes_of_decode_steps_are_counted_apart(
+    tmp_path: Path, fake_ggml: Path, run_profinfer
+) -> None:
+    args = ("--tokens", "12", "--generations", "2", "--layers", "2", "--base-us", "2")
+    trace = record_plain(tmp_path / "t.pf", fake_ggml, run_profinfer, [], *args)
+    graphs, counters = trace.graphs, trace.reader.counters
+    nodes = graphs["n_nodes"].to_numpy()
+    assert counters[CNT_NODES] == nodes.sum()
+    assert counters[CNT_NODE_THREADS] == (nodes * graphs["n_threads"].to_numpy()).sum()
+    mine = trace.calls.loc[graphs["call_id"], "n_tokens"].to_numpy() == 1
+    assert mine.sum() >= 24
+    assert counters[CNT_STEP_NODES] == nodes[mine].sum()
+
+
+def test_a_limit_that_cannot_be_met_is_told(tmp_path: Path, fake_ggml: Path, run_profinfer) -> None:
+    args = ("--threads", "1", "--layers", "4", "--base-us", "8", "--kv-pad", "4096")
+    more = ("--tokens", "100000", "--seconds", "5", "--no-ops", "--out", "/dev/null")
+    limit = ["--min-tps", "1000000"]
+    path = tmp_path / "t.pf"
+    done = run_profinfer("record", "-o", path, *limit, "--", fake_ggml, *args, *more)
+    assert done.returncode == 0, done.stderr
+    assert "1 switch to keep the limits, first because of" in done.stderr
+    assert "the limit was not kept: it is slower than 1e+06 tok/s" in done.stderr
+    report = " ".join(run_profinfer("report", path).stdout.split())
+    assert "tok/s, less than 1e+06" in report and "the limit was not kept" in report
 
 
 def record_plain(path: Path, program: Path, run_profinfer, wanted: list[str], *args: str) -> Trace:

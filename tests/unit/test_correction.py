@@ -48,3 +48,10 @@ def test_command_line(trace: Trace, run_profinfer, tmp_path: Path) -> None:
     without = sample_run().builder.write(tmp_path / "without.pf")
     refused = run_profinfer("report", without, "--corrected")
     assert refused.returncode != 0 and "leave out --corrected" in refused.stderr
+
+
+@pytest.mark.parametrize("view", [["--by", "thread"], ["--by", "token"], ["--roofline"]])
+def test_views_without_corrected_times_say_so(trace: Trace, run_profinfer, view: list[str]) -> None:
+    done = run_profinfer("report", trace.path, "--corrected", *view)
+    assert done.returncode != 0
+    assert f"{' '.join(view)} has no corrected times" in done.stderr

@@ -92,7 +92,7 @@ def test_empty(tmp_path: Path) -> None:
     ("start", "what"),
     [
         (b"GGUF\x03\0\0\0" + bytes(80), "a GGUF model"),
-        (gzip.compress(b"x" * 100), "a gzip file"),
+        (gzip.compress(b"x" * 100, mtime=0), "a gzip file"),
         (b"\x7fELF" + bytes(80), "a program"),
         (b"PERFILE2" + bytes(80), "a perf.data file"),
         (b'{"a": 1}' * 20, "JSON text"),

@@ -4,9 +4,20 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
 
 from profinfer.capture.governor import Decision, Governor, QosLimits
 from profinfer.capture.readings import Forecast, Reading
+from profinfer.tracefile.schema import (
+    CNT_COUNT,
+    CNT_NODES,
+    CNT_OP_PASSED,
+    CNT_OP_RECORDS,
+    CNT_SCHED_NS,
+    CNT_STEP_NODES,
+)
 
 HIT_NS = 1000
 OPS = 500  # operators a token
@@ -17,11 +28,12 @@ class Target:
     """Decodes; a token takes ``token_ns`` and, while probes are there, their cost on top."""
 
     def __init__(
-        self, limits: QosLimits, token_ns: Callable[[float], int], threads: int = 2
+        self, limits: QosLimits, token_ns: Callable[[float], int], threads: int = 2, marks: int = 0
     ) -> None:
         self.governor = Governor(limits, HIT_NS)
         self.token_ns = token_ns
         self.threads = threads
+        self.marks = marks
         self.now = Reading()
         self.on = True
         self.tokens_on = self.cost = 0
@@ -39,8 +51,9 @@ class Target:
                 self.cost += OPS * HIT_NS
             n = self.now
             self.now = Reading(
-                n.call_ns + took, n.steps + 1, n.step_ns + took, n.hits + hits, 0, n.graphs + 1,
-                n.threads + self.threads,
+                n.call_ns + took, n.steps + 1, n.step_ns + took, n.hits + hits,
+                n.marks + self.marks, n.graphs + 1,
+                n.nodes + OPS, n.node_threads + OPS * self.threads,
             )  # fmt: skip
             decision = self.governor.observe(self.now)
             if decision is not None:
@@ -117,8 +130,22 @@ def test_coming_back_takes_longer_each_time() -> None:
 def test_a_target_that_is_always_slower_than_asked() -> None:
     target = Target(QosLimits(min_tps=80), lambda t: 50 * MS)
     target.run(10)
-    assert target.governor.hopeless
+    assert "slower than 80 tok/s without operators' probes" in target.governor.hopeless
     assert not target.on
+
+
+def test_a_share_below_what_cannot_be_taken_away() -> None:
+    """Calls, graphs and thread states go on: 20 µs of a token of 10 ms."""
+    target = Target(QosLimits(max_overhead=0.001), lambda t: 10 * MS, marks=20)
+    target.run(10)
+    assert not target.on
+    assert "costs more than 0.1 %" in target.governor.hopeless
+
+
+def test_a_limit_that_is_kept_is_not_called_hopeless() -> None:
+    target = Target(QosLimits(max_overhead=0.02, min_tps=50), lambda t: 10 * MS)
+    target.run(60)
+    assert target.switches and not target.governor.hopeless
 
 
 def test_both_limits() -> None:
@@ -132,18 +159,59 @@ def test_both_limits() -> None:
 
 def test_an_idle_target_decides_nothing() -> None:
     governor = Governor(QosLimits(max_overhead=0.01, min_tps=10), HIT_NS)
-    reading = Reading(10**9, 10, 10**9, 10_000, 0, 10, 20)
+    reading = Reading(10**9, 10, 10**9, 10_000, 0, 10, 10_000, 20_000)
     governor.observe(reading)
     assert all(governor.observe(reading) is None for _ in range(100))
 
 
+DECODE = Reading(
+    call_ns=10**9, steps=100, step_ns=10**9, hits=103_600, marks=800, graphs=100,
+    nodes=80_000, node_threads=160_000, step_nodes=80_000,
+)  # fmt: skip
+
+
 def test_forecast() -> None:
-    reading = Reading(
-        call_ns=10**9, steps=100, step_ns=10**9, hits=103_600, marks=800, graphs=100, threads=200
-    )
-    told = Forecast.of(reading, 1000)
+    told = Forecast.of(DECODE, HIT_NS)
     assert told is not None
     assert told.share == (51_800 + 800) * 1000 / 1e9
-    assert told.text == "about 5.3 % at 100 tok/s (526 hits a graph, 1.00 µs each)"
-    assert Forecast.of(Reading(call_ns=10**8), 1000) is None
-    assert Forecast.of(reading, None) is None
+    assert told.text == "about 5.3 % of decoding at 100 tok/s (526 hits a graph, 1.00 µs each)"
+    assert Forecast.of(Reading(call_ns=10**8), HIT_NS) is None
+    assert Forecast.of(DECODE, None) is None
+
+
+def test_a_prompt_is_told_apart() -> None:
+    """Four seconds of prompt in two graphs: their hits are no part of what decoding costs."""
+    prompt = Reading(
+        call_ns=5 * 10**9, steps=100, step_ns=10**9, hits=105_672, marks=816, graphs=102,
+        nodes=81_600, node_threads=163_200, step_nodes=80_000,
+    )  # fmt: skip
+    told = Forecast.of(prompt, HIT_NS)
+    assert told is not None and told.rest is not None
+    assert round(told.share, 6) == 0.0526
+    assert round(told.rest * 4e9) == 2 * 526 * 1000
+    assert "5.3 % of decoding at 100 tok/s, less than 0.1 % of prefill" in told.text
+
+
+def test_no_early_forecast_of_a_prompt() -> None:
+    prompt = Reading(call_ns=10**9, hits=1036, graphs=1, nodes=800, node_threads=1600)
+    assert Forecast.early(prompt, HIT_NS) is None
+    assert Forecast.of(prompt, HIT_NS) is not None
+    assert Forecast.early(DECODE, HIT_NS) == Forecast.of(DECODE, HIT_NS)
+
+
+def test_thread_states_cost_too() -> None:
+    """200,000 records of 0.25 µs delay the calls by 50 ms."""
+    busy = replace(DECODE, sched_ns=50_000_000)
+    told, quiet = Forecast.of(busy, HIT_NS), Forecast.of(DECODE, HIT_NS)
+    assert told is not None and quiet is not None
+    assert told.share - quiet.share == pytest.approx(0.05)
+    assert told.text.endswith("1.00 µs each; 5.0 % are thread states)")
+
+
+def test_the_counters_that_a_reading_is_made_of() -> None:
+    counters = list(range(CNT_COUNT))
+    seen = Reading.of(counters)
+    assert seen.hits == CNT_OP_RECORDS + CNT_OP_PASSED
+    assert (seen.nodes, seen.step_nodes, seen.sched_ns) == (
+        CNT_NODES, CNT_STEP_NODES, CNT_SCHED_NS,
+    )  # fmt: skip
