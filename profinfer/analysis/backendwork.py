@@ -77,6 +77,8 @@ def of_selection(trace: Trace, selection: Selection) -> pd.DataFrame:
     splits = trace.splits
     mine = chosen(trace, splits, selection)["split_id"]
     ops = ops[ops["split_id"].isin(mine)]
+    if selection.narrowed:
+        ops = ops[selection.nodes[ops["node_id"].to_numpy()]]
     nodes = with_problem(trace.nodes)[["op", "problem", "types"]]
     out = ops.assign(
         backend=splits["backend"].astype(str).to_numpy()[ops["split_id"].to_numpy()],

@@ -13,6 +13,7 @@ import pandas as pd
 
 from profinfer.analysis import notes
 from profinfer.analysis.backendwork import of_selection
+from profinfer.analysis.devicetimes import DeviceTimes, on_device
 from profinfer.analysis.result import Column, Note, Result
 from profinfer.analysis.shapes import with_problem
 from profinfer.model.selection import Selection
@@ -48,15 +49,24 @@ class Side:
     calls: int
 
 
-def side(trace: Trace, selection: Selection) -> Side:
-    """Operators of the CPU and of backends that compute node by node on the host."""
+def side(trace: Trace, selection: Selection, times: DeviceTimes | None = None) -> Side:
+    """Operators of the CPU, and of backends that compute node by node on the host.
+
+    And of a device, by ``times`` of its engine's own profiler.
+
+    Raises:
+        UsageProblem: the times cannot be told apart by call, or do not name their operators.
+    """
     calls = trace.calls[selection.calls]
     sums = trace.sums(selection)
     nodes = with_problem(trace.nodes)
     cpu = nodes[_KEYS].assign(runs=sums.calls, time_ns=sums.wall, backend="CPU")[sums.calls > 0]
     away = of_selection(trace, selection)
     away = away[away["how"].astype(str) == "computed"].assign(runs=1)
-    both = pd.concat([cpu, away[[*_KEYS, "runs", "time_ns", "backend"]]], ignore_index=True)
+    parts = [cpu, away[[*_KEYS, "runs", "time_ns", "backend"]]]
+    if times is not None:
+        parts.append(on_device(trace, selection, times))
+    both = pd.concat(parts, ignore_index=True)
     both["op"] = both["op"].astype(str)
     grouped = both.groupby(_KEYS, observed=True)
     table = grouped.agg(runs=("runs", "sum"), time_ns=("time_ns", "sum"))
@@ -66,7 +76,12 @@ def side(trace: Trace, selection: Selection) -> Side:
 
 
 def compare(
-    trace: Trace, selection: Selection, other: Trace, against: Selection, top: int | None = None
+    trace: Trace,
+    selection: Selection,
+    other: Trace,
+    against: Selection,
+    top: int | None = None,
+    times: DeviceTimes | None = None,
 ) -> Result:
     """Operators of the same kind and size in both recordings, by what was won or lost.
 
@@ -76,8 +91,9 @@ def compare(
         other: the one to compare with.
         against: which calls of that.
         top: rows.
+        times: of the device that this one used, by its engine's own profiler.
     """
-    here, there = side(trace, selection), side(other, against)
+    here, there = side(trace, selection, times), side(other, against)
     both = here.table.join(there.table.add_suffix("_other"), how="inner")
     mean, other_mean = (both[f"time_ns{s}"] / both[f"runs{s}"] for s in ("", "_other"))
     per_call = both["runs"] / max(here.calls, 1)
@@ -117,8 +133,12 @@ def compare(
     )
 
 
+def _kinds(n: int) -> str:
+    return f"{n:,} kind{'' if n == 1 else 's'} of operator"
+
+
 def _only(n: int) -> Note:
-    return Note("info", f"{n:,} kinds of operator ran in one of the two only: left out")
+    return Note("info", f"{_kinds(n)} ran in one of the two only: left out")
 
 
 @dataclass(frozen=True)
@@ -146,7 +166,7 @@ def verdicts(frame: pd.DataFrame, here: Side, there: Side) -> list[Outcome]:
         won, lost = mine[mine["saved_ns"] > 0], mine[mine["saved_ns"] < 0]
         parts = []
         if len(won):
-            parts.append(f"{len(won)} kinds of operator won {format_ns(won['saved_ns'].sum())}")
+            parts.append(f"{_kinds(len(won))} won {format_ns(won['saved_ns'].sum())}")
         if len(lost):
             parts.append(f"{len(lost)} lost {format_ns(-lost['saved_ns'].sum())}")
         text = f"on {backend} {' and '.join(parts)} a call"

@@ -79,7 +79,7 @@ def counters(trace: Trace, selection: Selection, by: str, top: int | None = None
         selection.description,
         tuple(columns),
         out[[c.name for c in columns]].astype(dict.fromkeys(keys, str)).reset_index(drop=True),
-        (*notes.of(trace, selection), *extra),
+        (*notes.of(trace, selection), *notes.elsewhere(trace, selection), *extra),
         None if len(out) < rows else total,
     )
 

@@ -22,6 +22,7 @@ from profinfer.analysis.shapes import with_problem
 from profinfer.errors import UsageProblem
 from profinfer.model.selection import Selection
 from profinfer.model.trace import Trace
+from profinfer.units import format_things
 
 COLUMNS = ("block", "label", "op", "problem", "types", "tensor", "runs", "time_ns")
 
@@ -150,7 +151,7 @@ def device_times(
     trace: Trace, selection: Selection, times: DeviceTimes, top: int | None = None
 ) -> Result:
     """Operators by their time on the device, with what the host spent on them."""
-    rows, told = _of_selection(trace, selection, times)
+    rows, scope, told = of_selected(trace, selection, times)
     rows = _named(trace, rows)
     keys = ["op", "problem", "types"]
     frame = (
@@ -176,11 +177,13 @@ def device_times(
     shown = frame.head(top) if top else frame
     extra = [Note("info", text) for text in told]
     if times.skipped:
-        extra.append(Note("warning", f"{times.skipped:,} lines of the profile were not understood"))
+        extra.append(
+            Note("warning", f"{format_things(times.skipped, 'line')} of the profile not understood")
+        )
     return Result(
         "device_times",
         f"On the device, by {times.source}",
-        selection.description,
+        scope,
         _COLUMNS,
         shown[[c.name for c in _COLUMNS]],
         (*notes.losses(trace), *extra, *notes.cut(len(shown), len(frame))),
@@ -188,21 +191,22 @@ def device_times(
     )
 
 
-def _of_selection(
+def of_selected(
     trace: Trace, selection: Selection, times: DeviceTimes
-) -> tuple[pd.DataFrame, list[str]]:
-    """The rows of selected splits, where the text has a part for each split."""
+) -> tuple[pd.DataFrame, str, list[str]]:
+    """The rows of selected splits, where the text has a part for each split; what they cover."""
     splits = trace.splits
     mine = splits[(splits["backend"] == times.backend).to_numpy() & splits["outermost"].to_numpy()]
     blocks = int(times.rows["block"].max()) + 1
     if blocks == len(mine):
         kept = np.isin(mine["split_id"], chosen(trace, mine, selection)["split_id"])
-        return times.rows[kept[times.rows["block"].to_numpy()]], []
+        return times.rows[kept[times.rows["block"].to_numpy()]], selection.description, []
     text = (
-        f"the profile has {blocks:,} parts and the recording {len(mine):,} {times.backend} splits: "
+        f"the profile has {format_things(blocks, 'part')} and the recording "
+        f"{format_things(len(mine), f'{times.backend} split')}: "
         "they cannot be told apart by call, so this is the whole profile"
     )
-    return times.rows, [text]
+    return times.rows, f"the whole profile: {format_things(blocks, 'part')}", [text]
 
 
 def _named(trace: Trace, rows: pd.DataFrame) -> pd.DataFrame:
@@ -217,3 +221,26 @@ def _named(trace: Trace, rows: pd.DataFrame) -> pd.DataFrame:
         told = pd.Series(found[column].astype(object).to_numpy(), rows.index)
         rows[column] = told.where(unnamed & told.notna(), rows[column])
     return rows
+
+
+def on_device(trace: Trace, selection: Selection, times: DeviceTimes) -> pd.DataFrame:
+    """op, problem, types, runs, time_ns and backend of the selected splits' operators.
+
+    Types are those of the trace's own nodes: a profile may leave them out.
+
+    Raises:
+        UsageProblem: the profile covers other splits than the selected ones.
+    """
+    rows, _, told = of_selected(trace, selection, times)
+    if told:
+        raise UsageProblem(told[0], "the profile of this very recording, or no --against")
+    rows = _named(trace, rows)
+    rows = rows[(rows["op"] != "").to_numpy()]
+    nodes = with_problem(trace.nodes)[["op", "problem", "types"]].astype(str)
+    kinds = nodes[nodes["types"] != ""].drop_duplicates()
+    once = kinds[~kinds.duplicated(["op", "problem"], keep=False)].set_index(["op", "problem"])
+    at = pd.MultiIndex.from_frame(rows[["op", "problem"]])
+    known = pd.Series(once["types"].reindex(at).to_numpy(), rows.index)
+    types = rows["types"].where(rows["types"] != "", known).fillna("")
+    out = rows[["op", "problem", "runs", "time_ns"]]
+    return out.assign(types=types, backend=times.backend)

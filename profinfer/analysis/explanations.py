@@ -200,8 +200,8 @@ EXPLANATIONS: dict[str, Explanation] = {
         "setting",
         "Computing a prompt is arithmetic; more cores would share it.",
         f"Prefill with at least {_pre.COMPUTE_TOKENS} tokens a graph, fewer threads than cores "
-        f"within affinity and quota, and computing is at least {_p(_pre.BUSY_MIN)} of the "
-        "operators' time.",
+        f"within affinity and quota, computing is at least {_p(_pre.BUSY_MIN)} of the operators' "
+        f"time, and the prize is at least {_p(_pre.WORTH)} of the prefill.",
         "'prefill tok/s' goes up; decode does not get slower",
     ),
     "slow_products": Explanation(

@@ -78,7 +78,12 @@ def matmuls(trace: Trace, selection: Selection, top: int | None = None) -> Resul
         selection.description,
         COLUMNS,
         out[[c.name for c in COLUMNS]].reset_index(drop=True),
-        (*notes.of(trace, selection), *extra, *notes.cut(len(out), rows, "largest")),
+        (
+            *notes.of(trace, selection),
+            *notes.elsewhere(trace, selection),
+            *extra,
+            *notes.cut(len(out), rows, "largest"),
+        ),
     )
 
 

@@ -5,10 +5,13 @@ Must not import rich or anything above.
 
 from __future__ import annotations
 
+import numpy as np
+
 from profinfer.analysis.result import Note
 from profinfer.model.losses import label
 from profinfer.model.selection import Selection
 from profinfer.model.trace import Trace
+from profinfer.units import format_ns
 
 
 def losses(trace: Trace) -> list[Note]:
@@ -74,6 +77,23 @@ def narrowed(trace: Trace) -> list[Note]:
 def cut(shown: int, rows: int, which: str = "slowest") -> list[Note]:
     """How many rows a view leaves out, and which ones it shows, or nothing."""
     return [Note("info", f"the {shown} {which} of {rows:,}; more: --top N")] if shown < rows else []
+
+
+def elsewhere(trace: Trace, selection: Selection) -> list[Note]:
+    """What other backends than the CPU computed for the selected calls, which has no rows here."""
+    splits = trace.splits
+    mine = np.r_[selection.calls, False][splits["call_id"].to_numpy()]
+    mine &= splits["outermost"].to_numpy() & (splits["backend"] != "CPU").to_numpy()
+    splits = splits[mine]
+    if not len(splits):
+        return []
+    done = splits["done_ns"].where(splits["done_ns"] >= 0, splits["end_ns"])
+    names = ", ".join(sorted(set(splits["backend"].astype(str))))
+    text = (
+        f"the CPU's operators alone: {names} ran {int(splits['n_nodes'].sum()):,} more nodes, in "
+        f"{format_ns(int((done - splits['begin_ns']).sum()))}; see --by backend"
+    )
+    return [Note("info", text)]
 
 
 def of(trace: Trace, selection: Selection) -> tuple[Note, ...]:

@@ -141,7 +141,7 @@ def by(trace: Trace, selection: Selection, key: str) -> Result:
         selection.description,
         columns,
         out[[c.name for c in columns]],
-        (*notes.of(trace, selection), *extra),
+        (*notes.of(trace, selection), *notes.elsewhere(trace, selection), *extra),
         total,
     )
 
@@ -218,7 +218,11 @@ def by_node(trace: Trace, selection: Selection, top: int | None = None) -> Resul
         selection.description,
         columns,
         out[[c.name for c in columns]],
-        (*notes.of(trace, selection), *notes.cut(len(out), rows)),
+        (
+            *notes.of(trace, selection),
+            *notes.elsewhere(trace, selection),
+            *notes.cut(len(out), rows),
+        ),
     )
 
 
@@ -246,6 +250,10 @@ def by_shape(trace: Trace, selection: Selection, top: int | None = None) -> Resu
         selection.description,
         columns,
         out[[c.name for c in columns]].astype({"op": str}),
-        (*notes.of(trace, selection), *notes.cut(len(out), rows)),
+        (
+            *notes.of(trace, selection),
+            *notes.elsewhere(trace, selection),
+            *notes.cut(len(out), rows),
+        ),
         None if len(out) < rows else total,
     )

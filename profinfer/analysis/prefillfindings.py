@@ -10,6 +10,7 @@ import numpy as np
 
 from profinfer.analysis import scopes
 from profinfer.analysis.finding import Finding, Number
+from profinfer.analysis.pieces import per_piece, pieces
 from profinfer.analysis.roofline import roofline
 from profinfer.analysis.roofs import of_trace
 from profinfer.analysis.scheduling import per_thread
@@ -20,7 +21,7 @@ from profinfer.units import format_ns, format_percent, format_things
 LONG_PROMPT = 128  # tokens, from which on a prompt could have been computed in larger pieces
 SMALL_PIECE = 32  # tokens a graph
 FULL_PIECE = 512  # llama.cpp's default: nothing is won beyond
-WORTH = 0.10  # of the prefill's time: a smaller prize of larger pieces is not worth a line
+WORTH = 0.10  # of the prefill's time: a smaller prize is not worth a line
 COMPUTE_TOKENS = 16  # a graph: from here on, weights are read once for many tokens
 BUSY_MIN = 0.85  # of the operators' time spent computing: the threads are what bounds
 SLOW_ROOF = 0.15  # of the compute roof
@@ -40,23 +41,24 @@ def findings(trace: Trace) -> list[Finding]:
     return [f for f in found if f is not None]
 
 
-def _per_graph(scope: Scope) -> float:
-    """Tokens a graph."""
-    return scope.tokens / max(scope.selection.n_graphs, 1)
+def _piece(scope: Scope) -> float:
+    """Tokens of one pass over the model."""
+    return per_piece(scope.trace, scope.selection)
 
 
 def _small_pieces(scope: Scope) -> Finding | None:
     trace = scope.trace
-    piece = _per_graph(scope)
+    piece = _piece(scope)
     prompts = trace.sequences[(trace.sequences["phase"] == "prefill").to_numpy()]
-    longest = int(prompts.groupby(["seq", "generation"])["n_tokens"].sum().max())
+    ctx = trace.calls["ctx"].to_numpy()[prompts["call_id"].to_numpy()]
+    longest = int(prompts.groupby([ctx, "seq", "generation"])["n_tokens"].sum().max())
     step = scopes.of_phase(trace, "decode", 1)
     if longest < LONG_PROMPT or piece > SMALL_PIECE or step is None:
         return None
     calls = trace.calls
     length = (calls["end_ns"] - calls["begin_ns"]).to_numpy()
     one = float(np.median(length[step.selection.calls]))  # a graph of one token
-    many = int(length[scope.selection.calls].sum()) / max(scope.selection.n_graphs, 1)
+    many = int(length[scope.selection.calls].sum()) / max(pieces(trace, scope.selection), 1)
     # A graph of n tokens takes a + b n: two points give both.
     fixed = one - max((many - one) / (piece - 1), 0.0) if piece > 1 else one
     saved = scope.tokens * max(fixed, 0.0) * (1 / piece - 1 / min(longest, FULL_PIECE))
@@ -99,7 +101,10 @@ def _few_threads(scope: Scope) -> Finding | None:
     trace = scope.trace
     most = int(min(scopes.cores(trace), scopes.quota(trace) or scopes.cores(trace)))
     busy = 1 - scope.waiting_ns / max(scope.wall_ns, 1)
-    if _per_graph(scope) < COMPUTE_TOKENS or scope.threads >= most or busy < BUSY_MIN:
+    if _piece(scope) < COMPUTE_TOKENS or scope.threads >= most or busy < BUSY_MIN:
+        return None
+    saved = scope.wall_ns * busy * (1 - scope.threads / most)
+    if saved < WORTH * scope.span_ns:  # another backend computes them
         return None
     text = (
         f"prompts are bound by arithmetic and {format_things(scope.threads, 'thread')} computed "
@@ -109,10 +114,10 @@ def _few_threads(scope: Scope) -> Finding | None:
         "threads": Number(scope.threads, "count", "Threads that computed together."),
         "cores": Number(most, "count", "Cores within affinity and quota."),
         "computing": Number(busy, "ratio", "Of the operators' time, not waiting."),
-        "tokens_per_graph": Number(_per_graph(scope), "count", "Prompt tokens a graph."),
+        "tokens_per_graph": Number(_piece(scope), "count", "Prompt tokens a graph."),
     }
     how = "operators' wall time x (1 - threads / cores)"
-    prize = scope.prize(scope.wall_ns * busy * (1 - scope.threads / most), how)
+    prize = scope.prize(saved, how)
     tries = f"-tb {most}, which leaves decoding as it is"
     return Finding("few_threads", None, text, tries, scope.name, evidence, prize)
 
@@ -124,7 +129,7 @@ def _slow_products(scope: Scope) -> Finding | None:
     type, and no library would be faster.
     """
     found = of_trace(scope.trace)
-    if found.calibration is None or _per_graph(scope) < FULL_PIECE / 8:
+    if found.calibration is None or _piece(scope) < FULL_PIECE / 8:
         return None
     if _plain_part(scope) < PLAIN_MIN or _running(scope) < RUNNING_MIN:
         return None
@@ -145,7 +150,7 @@ def _slow_products(scope: Scope) -> Finding | None:
         "of_compute": Number(reached, "ratio", "Least time of the arithmetic / time."),
         "time_ns": Number(int(wall), "ns", "Of the matrix products."),
         "blas": Number("yes" if blas else "no", "text", "A BLAS backend took part."),
-        "tokens_per_graph": Number(_per_graph(scope), "count", "Prompt tokens a graph."),
+        "tokens_per_graph": Number(_piece(scope), "count", "Prompt tokens a graph."),
     }
     tries = "a build for this CPU: -DGGML_NATIVE=ON" + ("" if blas else ", -DGGML_BLAS=ON")
     how = f"their time x (1 - share reached / {NEAR_ROOF:.0%})"

@@ -112,7 +112,8 @@ def roofline(
     columns = [replace(c, detail=True) if c.name in hidden else c for c in columns]
     columns += [*ROOF, *DETAILS, *EVIDENCE] if found.calibration else [ROOF[1], *DETAILS]
     extra = rooflinenotes.about(frame, work, nodes, found, threads)
-    if selection.n_tokens and not selection.narrowed:
+    # Of a token that other backends compute too, the CPU's weights are not all.
+    if selection.n_tokens and not selection.narrowed and not notes.elsewhere(trace, selection):
         extra.insert(
             0, rooflinenotes.per_token(whole.iloc[0], selection.n_tokens, found.calibration)
         )
@@ -125,7 +126,7 @@ def roofline(
         selection.description,
         tuple(columns),
         out[[c.name for c in columns]].astype(texts).reset_index(drop=True),
-        (*notes.of(trace, selection), *extra),
+        (*notes.of(trace, selection), *notes.elsewhere(trace, selection), *extra),
         None if len(out) < rows else total,
     )
 

@@ -47,6 +47,17 @@ def check_usage(asked: ReportOptions) -> None:
     whole = ("prompt", *STEPS) if asked.experts else ("token", "prompt", *STEPS)
     if asked.by in whole and asked.narrowed:
         raise UsageProblem(f"--by {asked.by} shows whole calls", "leave out --op and --layer")
+    if asked.by == "backend" and asked.narrowed and asked.against is None:
+        raise UsageProblem(
+            "--by backend shows whole splits and copies", "leave out --op and --layer"
+        )
+    if asked.by == "context" and (asked.narrowed or asked.phase or asked.tokens):
+        raise UsageProblem(
+            "--by context shows every call of each context",
+            "leave out --phase, --tokens, --op and --layer",
+        )
+    if asked.device_times is not None and asked.against is not None and asked.narrowed:
+        raise UsageProblem("--device-times are of whole graphs", "leave out --op and --layer")
     if asked.by in STEPS and asked.phase not in (None, "decode", "all"):
         raise UsageProblem(f"--by {asked.by} is about decoded tokens", f"--by {asked.by}")
     if asked.device_times is not None and asked.by != "backend":

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from profinfer.analysis.devicetimes import DeviceTimes
     from profinfer.analysis.finding import Finding
     from profinfer.analysis.result import Result
     from profinfer.model.selection import Selection
@@ -287,6 +288,8 @@ def backend_views(
     trace: Trace, selections: list[Selection], asked: ReportOptions, top: int | None
 ) -> Iterator[Result]:
     """By backend: time, copies, operators on the host, messages; those that there are."""
+    from profinfer.analysis.devicetimes import device_times
+
     if asked.against is not None:
         yield from against_views(trace, selections, asked, top)
         return
@@ -296,7 +299,7 @@ def backend_views(
         if asked.form == "csv":
             parts = []
         elif asked.device_times is not None:
-            parts.insert(0, _device_times(trace, chosen, asked.device_times, rows))
+            parts.insert(0, device_times(trace, chosen, _read_times(asked.device_times), rows))
         yield from _told(chosen, [by, *parts])
 
 
@@ -328,11 +331,12 @@ def against_views(
     for chosen in selections:
         same = other.select(phase=chosen.phase, op=asked.op, layer=asked.layer)
         if not same.empty:
-            yield from _told(chosen, [compare(trace, chosen, other, same, asked.top or top)])
+            times = None if asked.device_times is None else _read_times(asked.device_times)
+            yield from _told(chosen, [compare(trace, chosen, other, same, asked.top or top, times)])
 
 
-def _device_times(trace: Trace, chosen: Selection, path: str, top: int | None) -> Result:
-    from profinfer.analysis.devicetimes import device_times, read
+def _read_times(path: str) -> DeviceTimes:
+    from profinfer.analysis.devicetimes import read
     from profinfer.errors import UsageProblem
 
     try:
@@ -340,7 +344,7 @@ def _device_times(trace: Trace, chosen: Selection, path: str, top: int | None) -
     except OSError as error:
         raise UsageProblem(f"{path} cannot be read: {(error.strerror or str(error)).lower()}",
                            "the file that the engine's profiler wrote") from error  # fmt: skip
-    return device_times(trace, chosen, read(text, path), top)
+    return read(text, path)
 
 
 def _experts(trace: Trace, asked: ReportOptions, selections: list[Selection]) -> Iterator[Result]:

@@ -143,7 +143,7 @@ def test_an_opencl_profile_is_read_and_named_by_its_tensors(tmp_path: Path) -> N
     assert (first["op"], first["problem"], first["types"]) == ("MUL_MAT", "32x64x5", "f32")
     assert first["time_ns"] == 250_000 and view.total is not None
     assert view.total["time_ns"] == 251_000
-    assert any("1 lines of the profile" in note.text for note in view.notes)
+    assert any("1 line of the profile not understood" in note.text for note in view.notes)
 
 
 def test_parts_of_a_profile_go_to_the_calls_of_their_splits(tmp_path: Path) -> None:
@@ -190,7 +190,7 @@ def test_whether_the_gain_is_eaten(call_ns: float, names: list[str]) -> None:
     here, there = replace(empty, call_ns=call_ns), replace(empty, call_ns=1_000_000)
     found = comparison.verdicts(frame, here, there)
     assert [f.name for f in found] == names
-    assert "1 kinds of operator won 600 µs and 1 lost 100 µs a call" in found[0].text
+    assert "1 kind of operator won 600 µs and 1 lost 100 µs a call" in found[0].text
     if "gain_eaten" in names:
         assert found[1].share == pytest.approx(0.49)
         assert "of 500 µs that operators won a call, 490 µs (98.0 %)" in found[1].text

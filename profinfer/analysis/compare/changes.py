@@ -71,12 +71,29 @@ class Changes:
         judged = self.noise.judge(self._learned[1])
         return float(np.median(judged.shared)) if len(judged.shared) else 0.0
 
+    @property
+    def _moved(self) -> pd.Series:
+        """Units that another backend ran on one side, without a time of theirs."""
+        return self._units["away_a"] != self._units["away_b"]
+
+    def moved(self, to: str) -> pd.Series:
+        """Ns per token, by operator type, of what another backend ran on side ``to`` alone.
+
+        It is the time of the other side: that of side ``to`` is not known.
+        """
+        here = self.of.b if to == "a" else self.of.a
+        units = self._units
+        times = self._means(np.arange(len(units)), len(units), here, "wall")
+        mine = (self._moved & units[f"away_{to}"]).to_numpy()
+        spent = pd.Series(times[mine]).groupby(units["op"][mine].to_numpy()).sum()
+        return spent.sort_values(ascending=False)
+
     @cached_property
     def _learned(self) -> tuple[Noise, Sample]:
         units = self._units
         code, keys = _coded(units, KIND)
         same = units["in_a"] & units["in_b"] & (units["types_a"] == units["types_b"])
-        same &= units["problem_a"] == units["problem_b"]
+        same &= (units["problem_a"] == units["problem_b"]) & ~self._moved
         unchanged = same.groupby(code).all().to_numpy()
         sample, judged = self._sample(code, len(keys))
         share = self._means(code, len(keys), self.of.a, "wall") / max(self.total_a, 1.0)
@@ -89,7 +106,7 @@ class Changes:
         Columns: those of ``GROUPS[key]``, types_a and types_b (one of them, "several" of more),
         a_ns, b_ns, diff_ns, compute_ns and wait_ns (differences), per token; change, own, low, high
         (ratios less 1; own and its 95 % interval are beyond what all operators share), own_ns, p
-        (Holm's), verdict: slower, faster, new, gone or "".
+        (Holm's), verdict: slower, faster, new, gone, moved or "".
         """
         units = self._units
         code, frame = _coded(units, GROUPS[key])
@@ -111,6 +128,8 @@ class Changes:
 
     def _judge(self, frame: pd.DataFrame, code: I64) -> pd.DataFrame:
         sample, known = self._sample(code, len(frame))
+        moved = self._moved.groupby(code).any().to_numpy()
+        known &= ~moved
         a, b = (frame[c].to_numpy() for c in ("a_ns", "b_ns"))
         said = self.noise.judge(sample)
         own = np.where(known, said.own, np.nan)
@@ -124,6 +143,7 @@ class Changes:
         sure &= np.isfinite(own) & np.isfinite(own_ns)
         verdict = np.where(sure, np.where(own > 0, "slower", "faster"), "")
         verdict = np.where((a == 0) & (b > 0), "new", np.where((b == 0) & (a > 0), "gone", verdict))
+        verdict = np.where(moved & ((a > 0) | (b > 0)), "moved", verdict)
         return frame.assign(
             change=change, own=np.expm1(own), low=np.expm1(own - said.half),
             high=np.expm1(own + said.half), own_ns=own_ns, p=p, verdict=verdict,

@@ -14,9 +14,10 @@ import numpy.typing as npt
 import pandas as pd
 
 from profinfer.analysis import scheduling
-from profinfer.analysis.compare import resampling, samples, slots
+from profinfer.analysis.compare import optimes, resampling, samples, slots
 from profinfer.analysis.compare.align import Alignment, align
-from profinfer.analysis.compare.samples import OperatorTimes, Samples
+from profinfer.analysis.compare.optimes import OperatorTimes
+from profinfer.analysis.compare.samples import Samples
 from profinfer.analysis.correction import probe_cost_ns
 from profinfer.model.selection import Selection
 from profinfer.model.trace import Trace
@@ -96,7 +97,8 @@ class Comparison:
         a: runs of the first side that are compared, disturbed ones left out if others are there.
         b: of the second.
         left_out: disturbed runs.
-        units: the operators of both sides; see ``Alignment``.
+        units: the operators of both sides; see ``Alignment``; and away_a, away_b: another backend
+            ran it on that side, and its time is not known.
         window: first and last position compared; None if positions were not looked at.
         why_all: why the positions were not restricted, or None.
         corrected: what probes cost was taken from operators.
@@ -160,15 +162,23 @@ def compare(
     ]
     held_back = [s.n_tokens - q.n_tokens for s, (q, _) in zip(used, quiet, strict=True)]
     used = [samples.thinned(s) for s, _ in quiet]
-    found = []
+    found, gone = [], []
     with_operators = all(len(t.ops) for t in traces)  # else calls can be compared, and no more
     for trace, chosen in zip(traces, used, strict=True):
         ran = np.zeros(len(trace.nodes), bool)
         walls = trace.op_walls
         if with_operators:
             ran[walls["node_id"].to_numpy()[chosen.owner[walls["graph_id"].to_numpy()] >= 0]] = True
-        found.append(slots.find(trace, ran))
+            ran[optimes.others_ops(trace, chosen)[0]["node_id"].to_numpy()] = True
+        elsewhere = optimes.away(trace, chosen) & ~ran & with_operators
+        found.append(slots.find(trace, ran | elsewhere))
+        gone.append(np.flatnonzero(elsewhere))
     aligned = align(found[: len(a)], found[len(a) :])
+    units = aligned.units
+    for side, numbers in (("a", range(len(a))), ("b", range(len(a), len(traces)))):
+        units[f"away_{side}"] = False
+        for number in numbers:
+            units.loc[aligned.of_node[number][gone[number]], f"away_{side}"] = True
     runs = []
     for number, (t, s, whole, part) in enumerate(zip(traces, selections, taken, used, strict=True)):
         times = _times(t, part, aligned, number, corrected)
@@ -178,14 +188,14 @@ def compare(
     calm = [[r for r in side if not r.disturbed] or side for side in sides]
     kept = {id(r) for side in calm for r in side}
     left_out = [r for side in sides for r in side if id(r) not in kept]
-    return Comparison(phase, calm[0], calm[1], left_out, aligned.units, window, why_all, corrected)
+    return Comparison(phase, calm[0], calm[1], left_out, units, window, why_all, corrected)
 
 
 def _times(
     trace: Trace, part: Samples, aligned: Alignment, number: int, corrected: bool
 ) -> OperatorTimes:
     cost = (probe_cost_ns(trace) or 0) if corrected else 0
-    return samples.operator_times(trace, part, aligned.of_node[number], len(aligned.units), cost)
+    return optimes.operator_times(trace, part, aligned.of_node[number], len(aligned.units), cost)
 
 
 def _window(taken: list[Samples], phase: str) -> tuple[tuple[int, int] | None, str | None]:

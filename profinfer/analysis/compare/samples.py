@@ -28,6 +28,7 @@ class Samples:
 
     Attributes:
         owner: sample of each graph of the trace, -1 for none.
+        owner_of_call: likewise of each call.
         tokens: of each sample.
         total: ns of each sample, without profinfer's own reading of graphs.
         position: of each sample in the KV cache, mean over its sequences; NaN if not known.
@@ -37,6 +38,7 @@ class Samples:
     """
 
     owner: I64
+    owner_of_call: I64
     tokens: F64
     total: F64
     position: F64
@@ -67,8 +69,8 @@ def take(trace: Trace, selection: Selection) -> Samples:
         ones = np.ones(len(spent))
         unknown = np.full(len(spent), np.nan)
         torn = int((selection.graphs & ~whole).sum())
-        return Samples(_numbered(kept), ones, spent.astype(float), unknown,
-                       selection.n_graphs, torn, 0)  # fmt: skip
+        return Samples(_numbered(kept), _numbered(selection.calls), ones, spent.astype(float),
+                       unknown, selection.n_graphs, torn, 0)  # fmt: skip
     calls = trace.calls
     kept = selection.calls & (calls["n_tokens"].to_numpy() > 0)
     asked = int(kept.sum())
@@ -86,6 +88,7 @@ def take(trace: Trace, selection: Selection) -> Samples:
     position = np.asarray(mean, float)
     return Samples(
         owner=np.where(selection.graphs, row[parent], -1),
+        owner_of_call=row[:-1],
         tokens=calls["n_tokens"].to_numpy()[kept].astype(float),
         total=total[kept],
         position=position[kept],
@@ -109,6 +112,7 @@ def _some(samples: Samples, kept: Mask) -> Samples:
     return replace(
         samples,
         owner=np.r_[_numbered(kept), -1][samples.owner],
+        owner_of_call=np.r_[_numbered(kept), -1][samples.owner_of_call],
         tokens=samples.tokens[kept],
         total=samples.total[kept],
         position=samples.position[kept],
@@ -142,54 +146,9 @@ def thinned(samples: Samples) -> Samples:
     n = int(group[-1]) + 1
     return replace(
         samples,
-        owner=np.where(samples.owner >= 0, group[samples.owner], -1),
+        owner=np.r_[group, -1][samples.owner],
+        owner_of_call=np.r_[group, -1][samples.owner_of_call],
         tokens=np.bincount(group, samples.tokens, n).astype(float),
         total=np.bincount(group, samples.total, n).astype(float),
         position=np.bincount(group, samples.position, n) / np.bincount(group, minlength=n),
     )
-
-
-@dataclass(frozen=True)
-class OperatorTimes:
-    """ns of each sample and unit, shape (samples, units): wall, and mean compute and wait.
-
-    ``removed`` is what was taken from the operators of each sample, ns, shape (samples,).
-    """
-
-    wall: F64
-    compute: F64
-    wait: F64
-    removed: F64
-
-
-def operator_times(
-    trace: Trace, samples: Samples, unit: I64, n_units: int, probe_ns: int
-) -> OperatorTimes:
-    """Sum the operators.
-
-    Args:
-        trace: the run.
-        samples: of it.
-        unit: of each node_id, -1 for none.
-        n_units: how many units there are.
-        probe_ns: taken from each operator's time, which does not become negative by it.
-    """
-    walls = trace.op_walls
-    of = samples.owner[walls["graph_id"].to_numpy()]
-    node = walls["node_id"].to_numpy()
-    at = np.flatnonzero((of >= 0) & (unit[node] >= 0))
-    flat = of[at] * n_units + unit[node[at]]
-    threads = walls["threads"].to_numpy()[at].clip(min=1)
-    size = samples.n * n_units
-
-    def summed(values: F64) -> F64:
-        sums = np.bincount(flat, values, size).astype(float)
-        return sums.reshape(samples.n, n_units)
-
-    wall = (walls["release_ns"].to_numpy()[at] - walls["begin_ns"].to_numpy()[at]).astype(float)
-    compute = walls["compute_sum"].to_numpy()[at] / threads
-    wait = walls["wait_sum"].to_numpy()[at] / threads
-    less = np.minimum(wall, probe_ns)
-    compute = np.maximum(compute - probe_ns, 0.0)
-    removed = np.bincount(of[at], less, samples.n).astype(float)
-    return OperatorTimes(summed(wall - less), summed(compute), summed(wait), removed)

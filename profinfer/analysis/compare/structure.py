@@ -27,15 +27,24 @@ COLUMNS = (
 
 
 def _nodes(run: Run) -> pd.Series:
-    """Computed nodes of the definition that most graphs ran, by role and operator."""
-    graphs = run.trace.graphs[run.samples.owner >= 0]
-    used = graphs["def_id"][graphs["def_id"] >= 0].value_counts()
+    """Computed nodes of the usual graph, by role and operator, on whatever backend they ran."""
     nodes = run.trace.nodes
-    if not len(used):
-        return nodes.iloc[:0].astype({"role": str, "op": str}).groupby(["role", "op"]).size()
-    mine = nodes[(nodes["def_id"] == used.index[0]) & ~nodes["empty"]]
+    mine = nodes[nodes["def_id"].isin(_usual(run)) & ~nodes["empty"]]
     sizes: pd.Series = mine.astype({"role": str, "op": str}).groupby(["role", "op"]).size()
     return sizes
+
+
+def _usual(run: Run) -> list[int]:
+    """Definitions that most graphs ran; of a graph cut into splits, those of all of them."""
+    graphs, splits = run.trace.graphs, run.trace.splits
+    graphs = graphs[run.samples.owner >= 0]
+    mine = np.r_[run.samples.owner_of_call, -1][splits["call_id"].to_numpy()] >= 0
+    splits = splits[mine & (splits["def_id"] >= 0).to_numpy()]
+    if not len(splits):
+        return list(graphs["def_id"][graphs["def_id"] >= 0].value_counts().index[:1])
+    both = pd.concat([t.loc[t["def_id"] >= 0, ["call_id", "def_id"]] for t in (graphs, splits)])
+    parts = both.groupby("call_id")["def_id"].agg(frozenset)
+    return sorted(parts.value_counts().index[0])
 
 
 def structure(changes: Changes, scope: str) -> Result:
@@ -43,6 +52,8 @@ def structure(changes: Changes, scope: str) -> Result:
     of = changes.of
     a, b = _nodes(of.a[0]), _nodes(of.b[0])
     units = of.units.assign(n=1)
+    # Of a backend that does not tell its operators, neither what it computes together with others.
+    units = units[~(units["away_a"] & ~units["in_b"]) & ~(units["away_b"] & ~units["in_a"])]
     keys = ["role", "op"]
     only_a = units[~units["in_b"]].groupby(keys)["n"].sum()
     only_b = units[~units["in_a"]].groupby(keys)["n"].sum()

@@ -44,11 +44,12 @@ def verdict(changes: Changes, whole: Whole) -> Verdict:
     kinds = changes.by("kind")
     found = kinds[kinds["verdict"].isin(("slower", "faster"))]
     found = found.loc[found["own_ns"].abs().sort_values(ascending=False, kind="stable").index]
-    graph = _graph(kinds, changes.total_a)
+    graph = _graph(changes, kinds)
     if graph:
         # Other operators do the same: the role says what came of it.
         roles = changes.by("role")
-        sure = roles[roles["verdict"].isin(("slower", "faster"))].assign(label=roles["role"], op="")
+        sure = roles[roles["verdict"].isin(("slower", "faster"))]
+        sure = sure.assign(label=sure["role"], op="")
         parts = [_whole(changes, whole), graph]
         if len(sure) or len(found):
             parts.append(_operators(changes, whole, sure if len(sure) else found))
@@ -101,16 +102,23 @@ def _operators(changes: Changes, whole: Whole, found: pd.DataFrame) -> str:
     return ", ".join(said)
 
 
-def _graph(kinds: pd.DataFrame, total: float) -> str:
-    """Operator types that only one side has, those that take time."""
-    heavy = np.maximum(kinds["a_ns"], kinds["b_ns"]) >= MATERIAL * total
-    said = []
+def _graph(changes: Changes, kinds: pd.DataFrame) -> str:
+    """Operator types that only one side has, or its CPU, those that take time."""
+    least = MATERIAL * changes.total_a
+    heavy = np.maximum(kinds["a_ns"], kinds["b_ns"]) >= least
+    parts = []
     for word, side in (("gone", "a_ns"), ("new", "b_ns")):
         mine = kinds[heavy & (kinds["verdict"] == word)]
-        ops = mine.groupby("op")[side].sum().sort_values(ascending=False).index.tolist()
+        parts.append((word, mine.groupby("op")[side].sum().sort_values(ascending=False)))
+    for side in "ba":
+        moved = changes.moved(side)
+        parts.append((f"on another backend in {side}", moved[moved >= least]))
+    said = []
+    for word, spent in parts:
+        ops = list(map(str, spent.index))
         if ops:
             more = f" and {len(ops) - 3} more" if len(ops) > 3 else ""
-            said.append(f"{word}: {', '.join(ops[:3])}{more}, {format_ns(mine[side].sum())}")
+            said.append(f"{word}: {', '.join(ops[:3])}{more}, {format_ns(spent.sum())}")
     return f"the graphs differ ({'; '.join(said)})" if said else ""
 
 

@@ -11,7 +11,7 @@ from profinfer.analysis.compare.changes import GROUPS, Changes
 from profinfer.analysis.compare.runs import Comparison, Run
 from profinfer.analysis.operators import NO_LAYER
 from profinfer.analysis.result import Column, Note, Result
-from profinfer.units import format_percent
+from profinfer.units import format_percent, format_things
 
 TIMES = (
     Column("a_ns", "a", "ns", "Time per token in a: mean over its runs.", like="time"),
@@ -29,7 +29,10 @@ COMPUTE = Column(
     like="time", signed=True, detail=True,
 )  # fmt: skip
 SURE = (
-    Column("verdict", "sure", "text", "slower or faster: the own change is no noise; new; gone."),
+    Column(
+        "verdict", "sure", "text",
+        "slower or faster: the own change is no noise; new; gone; moved: on another backend.",
+    ),
     Column("low", "low", "ratio", "95 % interval of the own change.", detail=True, signed=True),
     Column("high", "high", "ratio", "Its other end.", detail=True, signed=True),
     Column("own_ns", "own", "ns", "Own change per token.", detail=True, like="time", signed=True),
@@ -169,6 +172,12 @@ def losses(of: Comparison) -> list[Note]:
     """What is not compared, and why."""
     out = []
     for side, runs in (("a", of.a), ("b", of.b)):
+        if n := int(of.units[f"away_{side}"].sum()):
+            text = (
+                f"{format_things(n, 'operator')} of {side} ran on other backends, which do not "
+                f"tell their times: these are in '{OUTSIDE}'"
+            )
+            out.append(Note("info", text))
         for run in runs:
             lost = notes.losses(run.trace)
             out += [Note(n.severity, f"{run.trace.path.name}: {n.text}") for n in lost]
