@@ -85,11 +85,11 @@ def finish(result: RecordResult, options: RecordOptions) -> int:
 
 def _absent(result: RecordResult, options: RecordOptions) -> str | None:
     """Why no operator was recorded, if that is because of which ones were chosen."""
-    from profinfer.model.wanted import Narrowed
-
+    only = options.wanted.only
     # Each thread leaves these for each graph in any case: entered, left, the operator before.
-    if not Narrowed.of(options.shown).by_node or result.operators > 3 * result.visits:
+    if not (only.ops or only.layers) or result.operators > 3 * result.visits:
         return None
+    # Only now: with the analyses' libraries a recorder has twice the memory.
     from profinfer.cli.nothingchosen import nothing_chosen
     from profinfer.model.trace import Trace
 
