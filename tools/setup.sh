@@ -53,7 +53,9 @@ run() {
     local log=$CACHE/logs/$1.log text=$2 pid status=0 start=$SECONDS elapsed last next=30
     shift 2
     mkdir -p "$CACHE/logs"
-    "$@" >"$log" 2>&1 </dev/null &
+    # Before the command starts: a tail of a log that is not there yet would end this script.
+    : >"$log"
+    "$@" >>"$log" 2>&1 </dev/null &
     pid=$!
     trap 'kill $pid 2>/dev/null; exit 130' INT TERM
     while kill -0 $pid 2>/dev/null; do
