@@ -71,7 +71,7 @@ class LiveView:
         by: what operators are grouped by.
         phase: that rows are of; None without operators.
         seen: tokens of that phase in the window during which operators were recorded.
-        tokens: all of them.
+        of_tokens: all of them.
         token_ns: their operators' wall time a token.
         rows: the largest first.
         threads: those that compute.
@@ -90,7 +90,7 @@ class LiveView:
     by: str = "role"
     phase: str | None = None
     seen: int = 0
-    tokens: int = 0
+    of_tokens: int = 0
     token_ns: float = 0.0
     rows: list[Row] = field(default_factory=list)
     threads: list[ThreadRow] = field(default_factory=list)
@@ -158,7 +158,7 @@ def _with_operators(view: LiveView, trace: Trace) -> LiveView:
         return view
     phase = max(known, key=lambda p: int(spent[p]))
     chosen = trace.select(phase=phase)
-    view = replace(view, phase=phase, tokens=chosen.of_tokens)
+    view = replace(view, phase=phase, of_tokens=chosen.of_tokens)
     if not chosen.n_tokens or not len(trace.ops):
         return view
     table = operators.by(trace, chosen, view.by)

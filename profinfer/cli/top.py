@@ -180,7 +180,7 @@ def _watch(
     end = f"q or Ctrl-C: end; {goes_on}" if live else ""
     looks = Looks(options, by, limit, interval, end)
     shown = 0
-    # Ctrl-C may come while a look is worked out, too.
+    # The first Ctrl-C is a key like q; the second may come while a look is worked out.
     with open_screen(live, sys.stdin) as screen, contextlib.suppress(KeyboardInterrupt):
         asked = time.monotonic()
         while recorder.end is None and (count is None or shown < count):

@@ -117,7 +117,7 @@ def _numbers(view: LiveView, about: About, width: int) -> list[Text]:
 def _operators(view: LiveView, width: int, most: int) -> list[Text]:
     if view.phase is None:
         return [Text("no operators: none ran in this window, or they are not recorded")]
-    scope = f"operators seen in {view.seen:,} of {format_things(view.tokens, 'token')}"
+    scope = f"operators seen in {view.seen:,} of {format_things(view.of_tokens, 'token')}"
     scope += f" of the last {format_ns(view.window_ns)}"
     head = f"{view.phase} by {view.by}"
     title = Text(head, style="bold").append(f"  {scope}"[: width - len(head)], "dim")

@@ -63,11 +63,13 @@ def test_a_process_that_runs(running: subprocess.Popen[bytes], run_profinfer) ->
     assert len(looks) == 4
     last = looks[-1]
     assert last["schema"] == "profinfer.top/1" and last["lost"] == 0
-    assert last["tokens"] > looks[0]["tokens"] > 0
+    # Since the begin; at the first look perhaps none, where a token takes longer than an interval.
+    tokens = [look["tokens"] for look in looks]
+    assert tokens == sorted(tokens) and tokens[-1] > tokens[0]
     seen = [look for look in looks if look["seen"]]
     assert seen, looks
     for look in seen:
-        assert look["phase"] in ("decode", "prefill") and look["seen"] <= look["tokens"]
+        assert look["phase"] in ("decode", "prefill") and look["seen"] <= look["of_tokens"]
         assert {op["name"] for op in look["ops"]} >= ROLES
         assert sum(op["share"] for op in look["ops"]) == pytest.approx(1, abs=1e-3)
         assert len(look["threads"]) == 2

@@ -174,7 +174,7 @@ def view_of(trace: Trace, by: str = "role") -> LiveView:
 def test_what_a_look_tells(played: Trace) -> None:
     view = view_of(played)
     assert view.state == "decode" and view.phase == "decode" and view.sequences == 1
-    assert (view.seen, view.tokens) == (20, 20)
+    assert (view.seen, view.of_tokens) == (20, 20)
     # Ten of the steps lie in the interval, back to back but for what is between them.
     assert view.tps == pytest.approx(10e9 / (view.now_ns - view.since_ns))
     assert view.prefill_tps == 0
