@@ -18,9 +18,11 @@ F64 = npt.NDArray[np.float64]
 Mask = npt.NDArray[np.bool_]
 
 LEVEL = 0.05  # chance of one false alarm in a table
-MATERIAL = 0.003  # of the time per token: operators below it are not judged, and what changed by
-# less is not named, where no runs of a side tell how much runs differ; where they do:
-MATERIAL_RUNS = 0.001
+MATERIAL = 0.003  # of the time per token: operators below it are not judged
+# A change of less than this part of the time per token is not named. With one run a side nothing
+# tells how much runs differ: where memory lay moved GLU by 0.6 % between runs of one program.
+NAMED = 0.01
+NAMED_RUNS = 0.001  # with several
 PRIOR_DF = 4  # weight of the other operators' variance in that of one, as degrees of freedom
 FACTORS = 2  # ways at most in which runs of one side differ in all operators together
 FLOOR = 0.005  # of an operator's time; no comparison of single runs is finer than that
@@ -120,7 +122,7 @@ class Noise:
     @property
     def material(self) -> float:
         """Part of the time per token from which on a change is named."""
-        return MATERIAL_RUNS if self.df else MATERIAL
+        return NAMED_RUNS if self.df else NAMED
 
     def judge(self, sample: Sample) -> Judged:
         """Judge groups of operators, or the whole."""
