@@ -118,6 +118,7 @@ def synthetic(
             "function": pd.Categorical(["llama_decode"] * tokens),
             "begin_ns": call_begin,
             "end_ns": call_end,
+            "done_ns": call_end,
             "n_tokens": np.where(i == 0, 4, 1),
             "pos_first": np.where(i == 0, 0, 3 + i),
             "pos_last": np.where(i == 0, 3, 3 + i),

@@ -233,18 +233,28 @@ def with_done(splits: pd.DataFrame, syncs: pd.DataFrame) -> pd.DataFrame:
     its work was known to be done: at its own end where the backend computes before it returns, else
     at the end of the first wait for that backend that ends after it; -1 where none was seen.
     """
-    end = splits["end_ns"].to_numpy()
-    done = np.full(len(splits), -1, np.int64)
-    sync = splits["backend"].isin(backend_facts().synchronous).to_numpy()
-    done[sync] = end[sync]
-    address, waited = splits["address"].to_numpy(), syncs["address"].to_numpy()
-    waits = syncs["end_ns"].to_numpy()
-    for one in np.unique(address[~sync]):
-        mine = np.flatnonzero((address == one) & ~sync)
-        theirs = np.sort(waits[waited == one])
-        at = np.searchsorted(theirs, end[mine])
-        done[mine] = np.append(theirs, -1)[at]
+    done = splits["end_ns"].to_numpy(np.int64).copy()
+    later = np.flatnonzero(~splits["backend"].isin(backend_facts().synchronous).to_numpy())
+    done[later] = waited_for(splits.iloc[later], syncs)[0]
     return splits.assign(instance=_instances(splits), done_ns=done)
+
+
+def waited_for(splits: pd.DataFrame, syncs: pd.DataFrame) -> tuple[I64, npt.NDArray[np.bool_]]:
+    """The end of the first wait for each split's backend that ends after it, -1 if none was seen.
+
+    Returns:
+        It, ns; and whether that wait was cut off by the end of the recording. Shape (splits,).
+    """
+    end, address = splits["end_ns"].to_numpy(np.int64), splits["address"].to_numpy()
+    done, cut = np.full(len(splits), -1, np.int64), np.zeros(len(splits), bool)
+    ordered = syncs.sort_values("end_ns", kind="stable")
+    waited = ordered["address"].to_numpy()
+    for one in np.unique(address):
+        mine, theirs = np.flatnonzero(address == one), ordered[waited == one]
+        at = np.searchsorted(theirs["end_ns"].to_numpy(), end[mine])
+        done[mine] = np.append(theirs["end_ns"].to_numpy(np.int64), -1)[at]
+        cut[mine] = np.append(theirs["cut"].to_numpy(bool), False)[at]
+    return done, cut
 
 
 def _instances(splits: pd.DataFrame) -> npt.NDArray[np.int32]:

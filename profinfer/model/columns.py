@@ -16,6 +16,11 @@ COLUMNS: dict[str, tuple[str, dict[str, tuple[str, str]]]] = {
             "function": ("text", "Function that was called."),
             "begin_ns": ("ns", "Entered."),
             "end_ns": ("ns", "Returned; the recording's end if it had not."),
+            "done_ns": (
+                "ns",
+                "Its results were there: later than the end where a backend computes asynchronously"
+                " and the program waited for it afterwards. The call's time is done - begin.",
+            ),
             "n_tokens": ("count", "Tokens of the batch; -1 not known."),
             "pos_first": ("position", "Of the first token; -1 not given."),
             "pos_last": ("position", "Of the last token; -1 not given."),
@@ -23,7 +28,7 @@ COLUMNS: dict[str, tuple[str, dict[str, tuple[str, str]]]] = {
             "seq": ("id", "The sequence, if it is one; else -1."),
             "encode": ("bool", "An encoder ran."),
             "warmup": ("bool", "The program only warmed up."),
-            "cut": ("bool", "Its end was not recorded."),
+            "cut": ("bool", "Its end, or the wait for its results, was cut off."),
             "ret": ("number", "What it returned; not 0 is a failure or a warning."),
             "lost_before": ("bool", "Calls of its thread just before it were lost."),
             "phase": ("text", "warmup, prefill, decode, verify, mixed, encode or other."),
@@ -57,7 +62,8 @@ COLUMNS: dict[str, tuple[str, dict[str, tuple[str, str]]]] = {
             "token_index": ("count", "Decode step of its generation, from 0; else -1."),
             "begin_ns": ("ns", "Its call began."),
             "end_ns": ("ns", "Its call returned."),
-            "step_ns": ("ns", "Since the end of the decode step before; -1 none, or no decode."),
+            "done_ns": ("ns", "The results of its call were there."),
+            "step_ns": ("ns", "Since the decode step before was done; -1 none, or no decode."),
         },
     ),
     "samples": (

@@ -10,7 +10,7 @@ import pandas as pd
 
 
 def decode_steps(calls: pd.DataFrame, sequences: pd.DataFrame) -> pd.Series:
-    """Time from the end of the decode step before to that of each decode step, ns.
+    """Time from when the decode step before was done to when each decode step was, ns.
 
     Returns:
         By the row of ``sequences``, Int64: NA for the first step of a generation, and where the
@@ -19,11 +19,11 @@ def decode_steps(calls: pd.DataFrame, sequences: pd.DataFrame) -> pd.Series:
     owner = sequences["call_id"].to_numpy()
     rows = sequences.assign(
         losses=calls["lost_before"].cumsum().to_numpy()[owner],
-        **{c: calls[c].to_numpy()[owner] for c in ("ctx", "end_ns", "cut")},
+        **{c: calls[c].to_numpy()[owner] for c in ("ctx", "done_ns", "cut")},
     )
     rows = rows[(rows["phase"] == "decode").to_numpy() & ~rows["cut"].to_numpy()]
     groups = rows.groupby(["ctx", "seq", "generation"], sort=False)
-    step: pd.Series = groups["end_ns"].diff().astype("Int64")
+    step: pd.Series = groups["done_ns"].diff().astype("Int64")
     follows = (groups["token_index"].diff() == 1) & (groups["losses"].diff() == 0)
     return step.where(follows.to_numpy())
 
@@ -47,6 +47,7 @@ def tokens_table(calls: pd.DataFrame, sequences: pd.DataFrame) -> pd.DataFrame:
             "token_index": of["token_index"],
             "begin_ns": calls["begin_ns"].to_numpy()[call],
             "end_ns": calls["end_ns"].to_numpy()[call],
+            "done_ns": calls["done_ns"].to_numpy()[call],
             "step_ns": step[row],
         }
     )

@@ -59,6 +59,7 @@ from profinfer.model.optables import rows_table, walls_table
 from profinfer.model.requests import requests as find_requests
 from profinfer.model.residents import Residents
 from profinfer.model.residents import build as build_residents
+from profinfer.model.results import with_results
 from profinfer.model.schedule import Schedule
 from profinfer.model.selection import Selection
 from profinfer.model.sums import NodeSums, per_node
@@ -144,10 +145,11 @@ class Trace:
         counted = bool(self.meta.plan.counters)
         return {name: getattr(self, name) for name in TABLES if counted or name != "counters"}
 
-    @property
+    @cached_property
     def calls(self) -> pd.DataFrame:
         """One row per call of llama_decode and its like; nested calls are folded."""
-        return self._spans.calls
+        spans = self._spans
+        return with_results(spans.calls, spans.splits, lambda: self.syncs, self.lost_calls)
 
     @property
     def sequences(self) -> pd.DataFrame:
@@ -560,7 +562,7 @@ class Trace:
 
     @cached_property
     def _backends(self) -> BackendTables:
-        return build_backends(self._records, self.meta, self._names, self.calls)
+        return build_backends(self._records, self.meta, self._names, self._spans.calls)
 
     @property
     def _spans(self) -> Spans:
