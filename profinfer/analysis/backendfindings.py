@@ -9,13 +9,16 @@ import numpy as np
 
 from profinfer.analysis.backends import chosen, crossing, has_others
 from profinfer.analysis.finding import Finding, Number, Prize
+from profinfer.analysis.hosttime import away_times
+from profinfer.model.results import is_asynchronous
 from profinfer.model.selection import Selection
 from profinfer.model.trace import Trace
-from profinfer.units import format_bytes, format_percent, format_things
+from profinfer.units import format_bytes, format_ns, format_percent, format_things
 
 # Below these parts of the calls' time nothing is said.
 TRAFFIC_MIN = 0.10
 STARTING_MIN = 0.10
+WAITING_MIN = 0.30
 # So many splits a call are not meant by anybody who puts some layers on another backend.
 SPLITS_MIN = 8
 
@@ -23,10 +26,11 @@ SPLITS_MIN = 8
 def findings(trace: Trace, selection: Selection) -> list[Finding]:
     """What is wrong with how the selected calls use backends; nothing on the CPU alone."""
     calls = trace.calls[selection.calls]
-    spent = int((calls["end_ns"] - calls["begin_ns"]).sum())
+    spent = int((calls["done_ns"] - calls["begin_ns"]).sum())
     if not spent or not has_others(trace):
         return []
-    return [*_traffic(trace, selection, spent), *_starting(trace, selection, spent)]
+    found = (_traffic, _starting, _waiting)
+    return [finding for look in found for finding in look(trace, selection, spent)]
 
 
 def _traffic(trace: Trace, selection: Selection, spent: int) -> list[Finding]:
@@ -87,3 +91,23 @@ def _starting(trace: Trace, selection: Selection, spent: int) -> list[Finding]:
     prize = Prize(lost, selection.n_tokens, spent, "all time in the CPU's graphs between operators")
     tries = "whole layers on one backend, so that the graph is cut less often"
     return [Finding("starting", None, text, tries, selection.description, evidence, prize)]
+
+
+def _waiting(trace: Trace, selection: Selection, spent: int) -> list[Finding]:
+    """The calls are mostly waiting for a backend that computes by itself."""
+    time = int(away_times(trace)[2][selection.calls].sum())
+    if time < WAITING_MIN * spent or not selection.n_tokens:
+        return []
+    splits = chosen(trace, trace.splits, selection)
+    names = ", ".join(sorted(set(splits["backend"][is_asynchronous(splits)].astype(str))))
+    text = (
+        f"{format_percent(time / spent)} of the calls' time is waiting for {names or 'a backend'}: "
+        f"{format_ns(time / selection.n_tokens)} a token"
+    )
+    evidence = {
+        "waiting_ns": Number(time, "ns", "Waiting inside of calls, and until results were there."),
+        "calls_ns": Number(spent, "ns", "Time of the calls, from begin to results."),
+    }
+    prize = Prize(time, selection.n_tokens, spent, "all time in waits, as if it took none")
+    tries = "more or fewer layers on it (-ngl), and 'profinfer diff' of both runs"
+    return [Finding("waiting", None, text, tries, selection.description, evidence, prize)]

@@ -71,7 +71,7 @@ def side(trace: Trace, selection: Selection, times: DeviceTimes | None = None) -
     grouped = both.groupby(_KEYS, observed=True)
     table = grouped.agg(runs=("runs", "sum"), time_ns=("time_ns", "sum"))
     table["backend"] = grouped["backend"].agg(lambda names: "+".join(sorted(set(names))))
-    spent = calls["end_ns"] - calls["begin_ns"]
+    spent = calls["done_ns"] - calls["begin_ns"]
     return Side(table, float(spent.mean()) if len(calls) else 0.0, len(calls))
 
 

@@ -55,7 +55,7 @@ def checks(trace: Trace) -> pd.DataFrame:
 def contexts(trace: Trace) -> Result:
     """One row per llama_context that ran, in order of first use."""
     calls = trace.calls[(trace.calls["phase"] != "warmup").to_numpy()]
-    spent = calls["end_ns"] - calls["begin_ns"]
+    spent = calls["done_ns"] - calls["begin_ns"]
     checked = checks(trace)
     targets = set(checked["ctx"].tolist())
     layers = _layers(trace)

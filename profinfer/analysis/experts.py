@@ -178,7 +178,7 @@ def by_token(trace: Trace, selection: Selection, top: int | None) -> Result:
     frame = sums.assign(
         token=calls["token_index"].astype("Int64").where(calls["token_index"] >= 0),
         tokens=calls["n_tokens"],
-        call_ns=calls["end_ns"] - calls["begin_ns"],
+        call_ns=calls["done_ns"] - calls["begin_ns"],
     ).reset_index()
     rows = len(frame)
     if top and top < rows:

@@ -229,6 +229,15 @@ EXPLANATIONS: dict[str, Explanation] = {
         f"{_p(backendfindings.STARTING_MIN)} of the calls' time without an operator.",
         "profinfer report NEW.pf --by backend: fewer splits a call",
     ),
+    "waiting": Explanation(
+        "limit",
+        "Another backend computes by itself and the program waits for its results: this part of a "
+        "token is as long as its work and the way to it.",
+        "Waiting for backends that compute asynchronously, inside of calls and from their end "
+        "until their results were there, takes at least "
+        f"{_p(backendfindings.WAITING_MIN)} of the calls' time.",
+        "profinfer report NEW.pf --by backend: 'wait' goes down, tok/s up",
+    ),
     "slow_clock": Explanation(
         "disturbance",
         "A CPU ran well below its highest clock while the target used it: a governor that saves "

@@ -45,7 +45,7 @@ def parts(trace: Trace, table: pd.DataFrame) -> pd.DataFrame:
     told = np.full((len(table), len(_PARTS)), _NONE, np.int64)
     calls, seqs = trace.calls, trace.sequences
     owner = seqs["call_id"].to_numpy()
-    begin, end = (calls[c].to_numpy(np.int64) for c in ("begin_ns", "end_ns"))
+    begin, end = (calls[c].to_numpy(np.int64) for c in ("begin_ns", "done_ns"))
     tokens = calls["n_tokens"].to_numpy(np.int64)
     prompt = (seqs["phase"] == "prefill").to_numpy()
     seq, generation = seqs["seq"].to_numpy(), seqs["generation"].to_numpy()

@@ -12,6 +12,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from profinfer.analysis.backends import owner
+from profinfer.model.results import is_asynchronous
 from profinfer.model.trace import Trace
 
 I64 = npt.NDArray[np.int64]
@@ -41,6 +42,55 @@ class HostTime:
     def parts(self) -> tuple[I64, ...]:
         """The first five, which add up."""
         return (self.work, self.copies, self.waits, self.waits_sampling, self.waits_between)
+
+
+@dataclass(frozen=True)
+class Away:
+    """Rows of tables: where the calling thread has to do with backends that compute by themselves.
+
+    Attributes:
+        work: splits of calls that were handed to them.
+        copies: of calls, to and from their memory.
+        waits: for them, outside of both: inside of calls, and until the results of a call were
+            there. ``call_id`` is the call that they belong to.
+    """
+
+    work: pd.DataFrame
+    copies: pd.DataFrame
+    waits: pd.DataFrame
+
+
+def away(trace: Trace) -> Away | None:
+    """What calls spend on asynchronous backends; None if they have none."""
+    splits, copies, syncs = trace.splits, trace.copies, trace.syncs
+    work = splits[splits["outermost"].to_numpy() & is_asynchronous(splits)]
+    work = work[(work["call_id"] >= 0).to_numpy()]
+    if not len(work):
+        return None
+    moved = copies[(copies["outermost"] & copies["crosses"] & (copies["call_id"] >= 0)).to_numpy()]
+    waits = syncs[is_asynchronous(syncs)]
+    waits = waits[~_within(waits, copies[copies["outermost"]]) & ~_within(waits, work)]
+    call = owner(trace, waits)
+    waits, call = waits[call >= 0], call[call >= 0]
+    done = trace.calls["done_ns"].to_numpy()[call]
+    waits = waits.assign(call_id=call, end_ns=np.minimum(waits["end_ns"], done))
+    return Away(work, moved, waits[(waits["end_ns"] > waits["begin_ns"]).to_numpy()])
+
+
+def away_times(trace: Trace) -> tuple[I64, I64, I64]:
+    """Work, copies and waits of ``away`` by call, ns; zero for backends that are synchronous.
+
+    All the time from the call's end to its results is among the waits.
+    """
+    n, found = len(trace.calls), away(trace)
+    if found is None:
+        none = np.zeros(n, np.int64)
+        return none, none, none
+    end, done = (trace.calls[c].to_numpy(np.int64) for c in ("end_ns", "done_ns"))
+    inside = found.waits[(found.waits["begin_ns"].to_numpy() < end[found.waits["call_id"]])]
+    waits = _sum(inside, inside["call_id"].to_numpy(), n) + done - end
+    work, copies = (_sum(t, t["call_id"].to_numpy(), n) for t in (found.work, found.copies))
+    return work, copies, waits
 
 
 def host_time(trace: Trace) -> HostTime:

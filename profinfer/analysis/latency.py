@@ -25,8 +25,8 @@ class Speed:
         phase: prefill, decode, ...
         calls: how many.
         tokens: of all calls, unknown ones left out.
-        time_ns: sum of the calls' time.
-        sampling_ns: sum of the sampling that follows them.
+        time_ns: sum of the calls' time, from begin to results.
+        sampling_ns: sum of the sampling that follows them, without waiting for the results.
     """
 
     phase: str
@@ -64,23 +64,37 @@ def sample_owner(trace: Trace) -> I64:
     return latest_call(trace, trace.samples)
 
 
-def sampling_per_call(trace: Trace) -> I64:
-    """Nanoseconds sampled after each call."""
+def call_times(trace: Trace) -> I64:
+    """Nanoseconds of each call: from its begin until its results were there."""
+    return np.asarray((trace.calls["done_ns"] - trace.calls["begin_ns"]).to_numpy(np.int64))
+
+
+def sampling_per_call(trace: Trace, since: str = "done_ns") -> I64:
+    """Nanoseconds sampled after each call, once its results were there.
+
+    A sampler that waits for another backend first takes that part of the call's time.
+
+    Args:
+        trace: the trace.
+        since: column of calls: from when on; ``end_ns`` takes all that samplers took.
+    """
     out = np.zeros(len(trace.calls), np.int64)
     owner = sample_owner(trace)
-    spent = (trace.samples["end_ns"] - trace.samples["begin_ns"]).to_numpy()
-    np.add.at(out, owner[owner >= 0], spent[owner >= 0])
+    at = np.flatnonzero(owner >= 0)
+    begin, end = (trace.samples[c].to_numpy(np.int64)[at] for c in ("begin_ns", "end_ns"))
+    first = np.maximum(begin, trace.calls[since].to_numpy()[owner[at]])
+    np.add.at(out, owner[at], np.maximum(end - first, 0))
     return out
 
 
 def windows(trace: Trace) -> I64:
     """End of each call's window: begin of the next call of its thread, or its last sample's end.
 
-    The latter too if calls were lost in between.
+    The latter too if calls were lost in between; and not before its results were there.
     """
     calls = trace.calls
-    begin, end, tid = (calls[c].to_numpy() for c in ("begin_ns", "end_ns", "tid"))
-    out = end.copy()
+    begin, done, tid = (calls[c].to_numpy() for c in ("begin_ns", "done_ns", "tid"))
+    out = done.copy()
     owner = sample_owner(trace)
     np.maximum.at(out, owner[owner >= 0], trace.samples["end_ns"].to_numpy()[owner >= 0])
     order = np.lexsort((begin, tid))
@@ -94,7 +108,7 @@ def speeds(trace: Trace) -> list[Speed]:
     """Every phase that has calls, in order of their use."""
     calls = trace.calls
     sampling = sampling_per_call(trace)
-    spent = (calls["end_ns"] - calls["begin_ns"]).to_numpy()
+    spent = call_times(trace)
     tokens = calls["n_tokens"].to_numpy().clip(min=0)
     out = []
     for phase in ("warmup", "encode", "prefill", "decode", "verify", "mixed", "other"):
@@ -115,7 +129,7 @@ def speeds(trace: Trace) -> list[Speed]:
 def generations(trace: Trace) -> pd.DataFrame:
     """One row per prompt of a sequence: what came of it, in order of its first call.
 
-    Columns: ctx, seq, generation, begin_ns (of its first call), end_ns (of its last call),
+    Columns: ctx, seq, generation, begin_ns (of its first call), end_ns (its last call was done),
     prompt_tokens, ttft_ns (begin of the first prefill call to the end of the first sample after
     the last one), output_tokens (decode steps; the token that the prefill yields is not one).
     Without a prompt that was seen from its beginning, prompt_tokens and ttft_ns are NA. answered:
@@ -126,7 +140,7 @@ def generations(trace: Trace) -> pd.DataFrame:
     keys = ["ctx", "seq", "generation"]
     out = rows.groupby(keys, sort=False).agg(
         begin_ns=("begin_ns", "min"),
-        end_ns=("end_ns", "max"),
+        end_ns=("done_ns", "max"),
         output_tokens=("decodes", "sum"),
     )
     prompt = rows[rows["phase"] == "prefill"].groupby(keys, sort=False)
@@ -144,19 +158,25 @@ def generations(trace: Trace) -> pd.DataFrame:
     done = pd.Series(first[prompts["last_call"].to_numpy()], prompts.index)
     prompts = prompts.assign(ttft_ns=done - prompts["first_ns"])
     told = prompts[["prompt_tokens", "ttft_ns"]].reindex(out.index).astype("Int64")
-    ends = trace.calls["end_ns"].to_numpy()
-    sampled = prompts["last_call"].map(dict(enumerate(first > ends))).reindex(out.index)
+    followed = np.zeros(len(trace.calls), bool)
+    owner = sample_owner(trace)
+    followed[owner[owner >= 0]] = True
+    sampled = prompts["last_call"].map(dict(enumerate(followed))).reindex(out.index)
     answered = (out["output_tokens"] > 0) | sampled.fillna(False).astype(bool)
     return out.join(told).assign(answered=answered | (not len(trace.samples))).reset_index()
 
 
 def first_samples(trace: Trace) -> I64:
-    """End of the first sample after each call, of the call itself where nothing was sampled."""
-    out = trace.calls["end_ns"].to_numpy().copy()
+    """End of the first sample after each call; when it was done where nothing was sampled.
+
+    What a sampler made before the results were there is not of them: a token is not there earlier.
+    """
+    done = trace.calls["done_ns"].to_numpy()
+    out = done.copy()
     owner, ends = sample_owner(trace), trace.samples["end_ns"].to_numpy()
     owned = np.flatnonzero(owner >= 0)[::-1]  # the first sample is written last
     out[owner[owned]] = ends[owned]
-    return out
+    return np.asarray(np.maximum(out, done))
 
 
 def time_to_first_token(trace: Trace) -> I64:
@@ -166,7 +186,7 @@ def time_to_first_token(trace: Trace) -> I64:
 
 
 def time_per_output_token(trace: Trace) -> I64:
-    """Distances between the ends of consecutive decode calls of a generation, ns."""
+    """Distances between the moments when consecutive decode calls were done, by generation, ns."""
     return np.asarray(token_steps(trace)["step_ns"].dropna().to_numpy(np.int64), np.int64)
 
 
@@ -183,7 +203,7 @@ def _steps(trace: Trace) -> pd.DataFrame:
     owner = seqs["call_id"].to_numpy()
     rows = seqs.assign(
         decodes=(seqs["phase"] == "decode").astype(np.int64),
-        **{c: calls[c].to_numpy()[owner] for c in ("ctx", "begin_ns", "end_ns")},
+        **{c: calls[c].to_numpy()[owner] for c in ("ctx", "begin_ns", "done_ns")},
     )
     return rows[rows["phase"].isin(("prefill", "decode"))]
 

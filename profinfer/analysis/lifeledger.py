@@ -13,6 +13,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from profinfer.analysis import notes
+from profinfer.analysis.hosttime import away
 from profinfer.analysis.result import Column, Note, Result
 from profinfer.model.trace import Trace
 from profinfer.units import format_ns
@@ -45,9 +46,10 @@ class _Layer:
 def ledger(trace: Trace) -> Result:
     """Loading, calls by phase, sampling, what lies between, and what comes after.
 
-    At each moment one thing is counted: profinfer's own work before graphs, graphs before calls,
-    calls before samplers, and outside of all these what the thread does that makes the calls. If
-    several graphs run at once, their operators share the time in proportion.
+    At each moment one thing is counted: profinfer's own work before graphs, graphs before what
+    other backends take or are waited for, that before calls, calls before samplers, and outside of
+    all these what the thread does that makes the calls. If several graphs run at once, their
+    operators share the time in proportion.
     """
     life = trace.life
     layers, states = _layers(trace), _states(trace)
@@ -124,6 +126,7 @@ def _layers(trace: Trace) -> list[_Layer]:
     out = [_Layer("lost", (lost.begin, lost.end)), _Layer("sampling", _spans(trace.samples))]
     out += [_Layer(f"call.{p}", _spans(calls[(calls["phase"] == p).to_numpy()])) for p in _ORDER]
     out.append(_Layer("torn", _spans(calls[calls["torn"].to_numpy()])))
+    out += _away(trace)
     begin, walk = graphs["begin_ns"].to_numpy(np.int64), graphs["walk_ns"].to_numpy(np.int64)
     out.append(_Layer("walk", (begin - walk, begin)))
     for phase in _ORDER:
@@ -131,6 +134,19 @@ def _layers(trace: Trace) -> list[_Layer]:
         out.append(_Layer(f"graph.{phase}", _spans(graphs[mine])))
     held = np.array(trace.life.held, np.int64).reshape(-1, 2)
     out.append(_Layer("held", (held[:, 0], held[:, 1])))
+    return out
+
+
+def _away(trace: Trace) -> list[_Layer]:
+    """What calls spend on backends that compute by themselves, waits after their end included."""
+    found = away(trace)
+    if found is None:
+        return []
+    phases = trace.calls["phase"].astype(str).to_numpy(str)
+    out = []
+    for what, table in (("waits", found.waits), ("backends", found.work), ("copies", found.copies)):
+        of = phases[table["call_id"].to_numpy()]
+        out += [_Layer(f"{what}.{phase}", _spans(table[of == phase])) for phase in _ORDER]
     return out
 
 
@@ -158,6 +174,11 @@ def _phase_rows(trace: Trace, phase: str, time: dict[str, int]) -> list[tuple[st
         ]
     elif inside:
         rows = [("graphs", f"{name}: graphs", inside)]
+    rows += [
+        ("backends", f"{name}: other backends taking work", time.get(f"backends.{phase}", 0)),
+        ("copies", f"{name}: copies to and from other backends", time.get(f"copies.{phase}", 0)),
+        ("waits", f"{name}: waiting for other backends", time.get(f"waits.{phase}", 0)),
+    ]
     what = "building and scheduling graphs" if len(trace.graphs) else "calls"
     rows.append(("build", f"{name}: {what}", around))
     return [(f"{phase}.{key}", label, ns) for key, label, ns in rows]
@@ -186,11 +207,11 @@ def _operators(trace: Trace, phase: str, inside: int) -> tuple[int, int, int]:
 
 
 def _ends(trace: Trace) -> tuple[int, int]:
-    """Begin of the first call, end of the last call or sample; of graphs without calls."""
+    """Begin of the first call; when the last call or sample was done; of graphs without calls."""
     tables = [trace.calls] if len(trace.calls) else [trace.graphs]
     tables.append(trace.samples)
     begins = [int(t["begin_ns"].min()) for t in tables if len(t)]
-    ends = [int(t["end_ns"].max()) for t in tables if len(t)]
+    ends = [int(t["done_ns" if "done_ns" in t else "end_ns"].max()) for t in tables if len(t)]
     life = trace.life
     first = min(begins, default=life.end_ns)
     last = max(ends, default=life.end_ns)

@@ -109,10 +109,10 @@ def live(
         open_ns: when a call began that was under way when the excerpt began; None without one.
     """
     calls = trace.calls
-    ended = calls[~calls["cut"].to_numpy() & (calls["end_ns"] > since_ns).to_numpy()]
+    ended = calls[~calls["cut"].to_numpy() & (calls["done_ns"] > since_ns).to_numpy()]
     # Of a call that began before the interval only a part belongs to it.
-    length = (ended["end_ns"] - ended["begin_ns"]).clip(lower=1)
-    part = ((ended["end_ns"] - ended["begin_ns"].clip(lower=since_ns)) / length).to_numpy()
+    length = (ended["done_ns"] - ended["begin_ns"]).clip(lower=1)
+    part = ((ended["done_ns"] - ended["begin_ns"].clip(lower=since_ns)) / length).to_numpy()
     span_s = max(now_ns - since_ns, 1) / 1e9
     decoded = float((ended["n_decoded"].to_numpy() * part).sum())
     given = float((ended["n_tokens"].to_numpy().clip(min=0) * part).sum())
@@ -138,21 +138,33 @@ def live(
     return _with_operators(view, trace)
 
 
+def late_ns(trace: Trace, since_ns: int, now_ns: int) -> tuple[int, int]:
+    """What results came later than their calls returned, ns: of all calls, and of decode steps.
+
+    The kernel's counters know calls by their return alone. Of calls that were done in the interval.
+    """
+    calls = trace.calls
+    done = calls["done_ns"].to_numpy()
+    late = np.where((done > since_ns) & (done <= now_ns), done - calls["end_ns"].to_numpy(), 0)
+    late[calls["cut"].to_numpy()] = 0
+    return int(late.sum()), int(late[calls["n_decoded"].to_numpy() > 0].sum())
+
+
 def _state(calls: pd.DataFrame, now_ns: int) -> tuple[str, int]:
     """A phase inside of a call; else since when there is none."""
     if not len(calls):
         return "idle", 0
-    last = calls.iloc[int(calls["end_ns"].to_numpy().argmax())]
+    last = calls.iloc[int(calls["done_ns"].to_numpy().argmax())]
     if bool(last["cut"]):
         return str(last["phase"]), 0
-    idle = max(now_ns - int(last["end_ns"]), 0)
+    idle = max(now_ns - int(last["done_ns"]), 0)
     return ("idle" if idle > IDLE_NS else str(last["phase"])), idle
 
 
 def _with_operators(view: LiveView, trace: Trace) -> LiveView:
     """With the operators of the phase that took most of the window."""
     calls = trace.calls
-    spent = (calls["end_ns"] - calls["begin_ns"]).groupby(calls["phase"].astype(str)).sum()
+    spent = (calls["done_ns"] - calls["begin_ns"]).groupby(calls["phase"].astype(str)).sum()
     known = [phase for phase in _PHASES if phase in spent.index]
     if not known or trace.meta.plan.ops.mode == "none":
         return view

@@ -52,14 +52,14 @@ def events(trace: Trace, phase: str | None = None) -> Events:
 
 
 def when(trace: Trace, ts: I64) -> npt.NDArray[np.object_]:
-    """``loading`` before the first call, the phase inside a call, else ``between calls``."""
+    """``loading`` before the first call, a call's phase until it is done, else between calls."""
     calls = trace.calls.sort_values("begin_ns", kind="stable")
     out = np.full(len(ts), BETWEEN, dtype=object)
     if not len(calls):
         return out
     at = np.searchsorted(calls["begin_ns"].to_numpy(), ts, side="right") - 1
     row = np.maximum(at, 0)
-    hit = (at >= 0) & (ts < calls["end_ns"].to_numpy()[row])
+    hit = (at >= 0) & (ts < calls["done_ns"].to_numpy()[row])
     out[hit] = calls["phase"].astype(str).to_numpy(dtype=object)[row[hit]]
     out[at < 0] = LOADING
     return out

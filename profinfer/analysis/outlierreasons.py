@@ -14,6 +14,7 @@ import pandas as pd
 from profinfer.analysis import steps as parts
 from profinfer.analysis.steps import Steps
 from profinfer.model.oprows import operator_starts
+from profinfer.model.results import is_asynchronous
 from profinfer.model.trace import Trace
 from profinfer.units import format_bytes, format_ns, format_things
 
@@ -21,6 +22,11 @@ I64 = npt.NDArray[np.int64]
 
 # A cause explains an excess when it is at least this part of it.
 EXPLAINS = 0.5
+_AWAY = {
+    parts.AWAY: "{} took its work {} more slowly",
+    parts.COPIES: "copies to and from {} took {} longer",
+    parts.WAITS: "{} was waited for {} longer",
+}
 # One node explains a role's excess likewise.
 ONE_NODE = 0.5
 
@@ -59,6 +65,8 @@ def reason(trace: Trace, steps: Steps, excess: Excess) -> str:
         return "the program's own work between two calls"
     if excess.part < steps.roles:
         return _operators(trace, steps, excess, graphs)
+    if name in _AWAY:
+        return _AWAY[name].format(_others(trace, call), format_ns(excess.part_ns))
     return {
         parts.SAMPLING: "sampling took longer",
         parts.BUILD: "the engine took longer to build and schedule the same graph",
@@ -67,6 +75,14 @@ def reason(trace: Trace, steps: Steps, excess: Excess) -> str:
         parts.NOT_RECORDED: "operators that were not recorded took longer",
         parts.WALK: "profinfer read the graph",
     }.get(name, f"{name} took longer")
+
+
+def _others(trace: Trace, call: int) -> str:
+    """Names of the asynchronous backends that a call used."""
+    splits = trace.splits
+    mine = splits[(splits["call_id"] == call).to_numpy() & is_asynchronous(splits)]
+    names = sorted({str(name) for name in mine["backend"] if str(name)})
+    return ", ".join(names) or "another backend"
 
 
 def _cells(steps: Steps, at: int) -> str:

@@ -57,7 +57,8 @@ def _costs(trace: Trace) -> tuple[F64, F64] | None:
     # Beside the operators': entering and leaving the loop, begin and end of the graph.
     per_graph = (_operator_hits(trace) + 4) * hit_ns + graphs["walk_ns"].to_numpy()
     spans = calls if len(calls) else graphs
-    took = (spans["end_ns"] - spans["begin_ns"]).to_numpy().astype(float)
+    ends = spans["done_ns" if len(calls) else "end_ns"]
+    took = (ends - spans["begin_ns"]).to_numpy().astype(float)
     if not took.sum():
         return None
     if not len(calls):

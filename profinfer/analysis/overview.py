@@ -60,7 +60,7 @@ def overview(trace: Trace) -> Result:
                and k not in ("lost_ops", "lost_experts"))  # fmt: skip
     engine = " ".join(filter(None, [meta.engine.name, meta.engine.version])) or None
     real = calls[(calls["phase"] != "warmup").to_numpy()]
-    wall = int(real["end_ns"].max() - real["begin_ns"].min()) if len(real) else None
+    wall = int(real["done_ns"].max() - real["begin_ns"].min()) if len(real) else None
     fields: list[tuple[Column, Any]] = [
         (_text("model", "model", "Model file that the command line names."),
          model_name(meta.target.argv)),
@@ -187,7 +187,7 @@ def ledger(trace: Trace, selection: Selection) -> Result:
         windows = np.maximum(windows, host.last_wait_ns)
     span = (windows - calls["begin_ns"].to_numpy())[chosen].sum()
     in_calls = int((calls["end_ns"] - calls["begin_ns"]).to_numpy()[chosen].sum())
-    sampling = int(latency.sampling_per_call(trace)[chosen].sum())
+    sampling = int(latency.sampling_per_call(trace, "end_ns")[chosen].sum())
     mine = graphs[np.r_[chosen, False][graphs["call_id"].to_numpy()]]
     in_graphs = int((mine["end_ns"] - mine["begin_ns"]).sum())
     walk = int(mine["walk_ns"].sum())
@@ -220,7 +220,7 @@ def ledger(trace: Trace, selection: Selection) -> Result:
             rows.insert(2, ("torn", "operators: only partly recorded", torn))
     elif len(mine):
         rows.append(("graphs", "graphs", in_graphs))
-    if len(mine):
+    if len(mine) or any(away):
         build = in_calls - in_graphs - walk - sum(away[:3])
         others = (
             ("backends", "other backends: computing, or taking work", away[0]),
@@ -228,15 +228,15 @@ def ledger(trace: Trace, selection: Selection) -> Result:
             ("waits", "waiting for other backends", sum(away[2:])),
         )
         rows += [row for row in others if row[2]]
+        if len(mine):
+            rows.append(("walk", "profinfer reading the graphs", walk))
         rows += [
-            ("walk", "profinfer reading the graphs", walk),
             ("build", "calls: building and scheduling the graphs", build - unseen),
         ]
         if unseen:
             rows.append(("unseen", "calls: not recorded, graphs of them were lost", unseen))
     else:
         rows.append(("calls", "calls", in_calls))
-        away = [0] * 5
     rows += [
         ("sampling", "sampling", sampling - away[3]),
         ("between", "between calls", int(span) - in_calls - sampling - away[4]),

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from profinfer.analysis import scopes
+from profinfer.analysis import latency, scopes
 from profinfer.analysis.finding import Finding, Number
 from profinfer.analysis.pieces import per_piece, pieces
 from profinfer.analysis.roofline import roofline
@@ -55,8 +55,7 @@ def _small_pieces(scope: Scope) -> Finding | None:
     step = scopes.of_phase(trace, "decode", 1)
     if longest < LONG_PROMPT or piece > SMALL_PIECE or step is None:
         return None
-    calls = trace.calls
-    length = (calls["end_ns"] - calls["begin_ns"]).to_numpy()
+    length = latency.call_times(trace)
     one = float(np.median(length[step.selection.calls]))  # a graph of one token
     many = int(length[scope.selection.calls].sum()) / max(pieces(trace, scope.selection), 1)
     # A graph of n tokens takes a + b n: two points give both.

@@ -66,7 +66,7 @@ def _of(trace: Trace) -> tuple[pd.DataFrame, int]:
     whole = alone & ~calls["cut"].to_numpy()[owner]
     rows = rows.assign(
         ctx=calls["ctx"].to_numpy()[owner],
-        took=(calls["end_ns"] - calls["begin_ns"]).to_numpy()[owner],
+        took=latency.call_times(trace)[owner],
         whole=whole,
     )
     keys = ["ctx", "seq", "generation"]

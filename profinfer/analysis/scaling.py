@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from profinfer.analysis import notes
+from profinfer.analysis import latency, notes
 from profinfer.analysis.overview import model_name
 from profinfer.analysis.result import Column, Note, Result
 from profinfer.analysis.roofline import roofline
@@ -62,7 +62,7 @@ def run(trace: Trace, selection: Selection) -> Run | None:
         return None
     sums = trace.sums(selection)
     threads = int(trace.graphs["threads_seen"].to_numpy()[selection.graphs].max(initial=0))
-    spent = (trace.calls["end_ns"] - trace.calls["begin_ns"]).to_numpy()[selection.calls].sum()
+    spent = latency.call_times(trace)[selection.calls].sum()
     roles = pd.Series(sums.wall, trace.nodes["role"].astype(str)).groupby(level=0).sum()
     both = int(sums.compute.sum() + sums.wait.sum())
     runnable = None

@@ -14,7 +14,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from profinfer.analysis import latency, scopes
-from profinfer.analysis.calltime import outside_of_graphs
+from profinfer.analysis.calltime import building
 from profinfer.analysis.finding import Finding, Number, Prize
 from profinfer.analysis.scopes import Scope
 from profinfer.model.trace import Trace
@@ -73,7 +73,7 @@ def _graph_build(scope: Scope) -> Finding | None:
     if not len(graphs):
         return None
     walk = graphs["walk_ns"].to_numpy()
-    build = int(outside_of_graphs(trace)[chosen].sum())
+    build = int(building(trace)[chosen].sum())
     share = build / scope.span_ns if scope.span_ns else 0.0
     if share < BUILD_MIN:
         return None
@@ -107,7 +107,7 @@ def _first_token(scope: Scope) -> Finding | None:
         return None
     if (trace.calls["lost_before"] | trace.calls["torn"]).any():
         return None  # who knows which was the first
-    spent = (calls["end_ns"] - calls["begin_ns"]).to_numpy()
+    spent = latency.call_times(trace)[scope.selection.calls]
     first, usual = int(spent[0]), float(np.median(spent[1:]))
     if first < FIRST_MIN * usual:
         return None

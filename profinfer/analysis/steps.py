@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from profinfer.analysis import latency
+from profinfer.analysis.hosttime import away_times
 from profinfer.model.operands import KV
 from profinfer.model.selection import Selection
 from profinfer.model.trace import Trace
@@ -30,9 +31,13 @@ LOST = "graphs that were lost"  # instead of BUILD
 GRAPHS = "graphs"
 WALK = "profinfer reading"
 BUILD = "building graphs"
+# Of calls that use other backends, which compute by themselves.
+AWAY = "giving work to backends"
+COPIES = "copies between backends"
+WAITS = "waiting for backends"
 SAMPLING = "sampling"
 BETWEEN = "between calls"
-_RARE = (TORN, EMPTY, LOST)  # left out where no step has any
+_RARE = (TORN, EMPTY, LOST, AWAY, COPIES, WAITS)  # left out where no step has any
 
 
 @dataclass(frozen=True)
@@ -43,8 +48,8 @@ class Steps:
         call: row of the calls table, shape (S,).
         position: of its last token; the number of the decode step where the caller gave none, (S,).
         cells: cells of the KV cache that its attention reads, padding included; -1 not known.
-        since: end of the decode call before, ns, shape (S,).
-        total: from there to its own end, ns, shape (S,).
+        since: when the decode call before was done, ns, shape (S,).
+        total: from there until it was done itself, ns, shape (S,).
         parts: names: roles of operators, slowest first, then what is no operator.
         roles: how many of them are roles.
         time: ns, shape (S, P); each row sums to its total.
@@ -113,7 +118,8 @@ def _decode_steps(trace: Trace, selection: Selection) -> Steps:
     keep = selection.calls[call]
     call, total = call[keep], told.to_numpy(np.int64)[keep]
     begin, end, tid = (calls[c].to_numpy() for c in ("begin_ns", "end_ns", "tid"))
-    since = end[call] - total
+    done = calls["done_ns"].to_numpy(np.int64)
+    since = done[call] - total
     owner = _step_of_graphs(trace, call)
     mine = owner >= 0
 
@@ -137,8 +143,13 @@ def _decode_steps(trace: Trace, selection: Selection) -> Steps:
     else:
         rest.append((GRAPHS, in_graphs))
     lost = calls["torn"].to_numpy()[call]
-    rest_of_call = end[call] - begin[call] - in_graphs - walk
+    away, copies, waits = (values[call] for values in away_times(trace))
+    inside = waits - (done - end)[call]
+    rest_of_call = end[call] - begin[call] - in_graphs - walk - away - copies - inside
     rest += [
+        (AWAY, away),
+        (COPIES, copies),
+        (WAITS, waits),
         (WALK, walk),
         (LOST, np.where(lost, rest_of_call, 0)),
         (BUILD, np.where(lost, 0, rest_of_call)),
@@ -225,17 +236,21 @@ def _walls(trace: Trace, owner: I64, n: int, *, torn: bool = False, empty: bool 
 
 
 def _sampling(trace: Trace, since: I64, until: I64, tid: I64) -> I64:
-    """Time in samplers of the same thread between two moments."""
+    """Time in samplers of the same thread between two moments; these may lie in samplers."""
     out = np.zeros(len(since), np.int64)
     samples = trace.samples.sort_values("begin_ns", kind="stable")
     for one in np.unique(tid).tolist():
         theirs = samples[samples["tid"].to_numpy() == one]
         begin = theirs["begin_ns"].to_numpy()
-        upto = np.r_[0, np.cumsum((theirs["end_ns"] - theirs["begin_ns"]).to_numpy())]
+        length = (theirs["end_ns"] - theirs["begin_ns"]).to_numpy()
+        upto = np.r_[0, np.cumsum(length)]
         rows = np.flatnonzero(tid == one)
-        first = np.searchsorted(begin, since[rows])
-        last = np.searchsorted(begin, until[rows])
-        out[rows] = upto[last] - upto[first]
+        passed = []
+        for moment in (since[rows], until[rows]):
+            at = np.searchsorted(begin, moment)  # samplers that began before
+            rest = np.r_[0, begin + length][at] - moment  # what the last one still takes then
+            passed.append(upto[at] - np.where(at > 0, np.maximum(rest, 0), 0))
+        out[rows] = passed[1] - passed[0]
     return out
 
 

@@ -55,7 +55,7 @@ def system_counters(trace: Trace) -> Result:
 def clocks(trace: Trace) -> pd.DataFrame:
     """Per CPU: mean, lowest and highest clock and the highest possible one, kHz, and two ratios.
 
-    From the first call's begin to the last one's end, weighted by time. ``slow`` is the part of
+    From the first call's begin to the last one's results, weighted by time. ``slow`` is the part of
     the time below ``SLOW`` of the highest possible clock, ``used`` the part of the target's own
     running time that was on that CPU (NaN without thread states).
     """
@@ -64,7 +64,7 @@ def clocks(trace: Trace) -> pd.DataFrame:
     columns = ("cpu", "mean_khz", "min_khz", "max_khz", "top_khz", "slow", "used")
     if not len(rows) or not len(trace.calls):
         return pd.DataFrame(columns=list(columns))
-    begin, end = int(trace.calls["begin_ns"].min()), int(trace.calls["end_ns"].max())
+    begin, end = int(trace.calls["begin_ns"].min()), int(trace.calls["done_ns"].max())
     used = _used(trace)
     out = []
     for cpu in np.unique(rows["cpu"].to_numpy()).tolist():

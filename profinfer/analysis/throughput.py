@@ -13,18 +13,18 @@ from profinfer.analysis.result import Column, Result
 from profinfer.model.selection import Selection
 from profinfer.model.trace import Trace
 
-FEW, MANY = 24, 120  # slices of the time from the first call to the last one's end
+FEW, MANY = 24, 120  # slices of the time from the first call to the last one's results
 _EACH = 4  # calls of a slice, on average, between these
 
 
 def throughput(trace: Trace, selection: Selection) -> Result:
     """One row per slice of time and phase: tokens that calls computed, over the slice's length.
 
-    A call's tokens are spread evenly from its begin to its end, so that a slice within a long call
-    has its part of them. Slices are of equal length, ``FEW`` to ``MANY``.
+    A call's tokens are spread evenly from its begin until it is done, so that a slice within a long
+    call has its part of them. Slices are of equal length, ``FEW`` to ``MANY``.
     """
     calls = trace.calls[selection.calls]
-    begin, end = (calls[c].to_numpy(np.int64) for c in ("begin_ns", "end_ns"))
+    begin, end = (calls[c].to_numpy(np.int64) for c in ("begin_ns", "done_ns"))
     count = int(np.clip(len(calls) // _EACH, FEW, MANY))
     first, last = (int(begin.min()), int(end.max())) if len(calls) else (0, 1)
     edges = np.linspace(first, max(last, first + 1), count + 1)
@@ -32,7 +32,7 @@ def throughput(trace: Trace, selection: Selection) -> Result:
     parts = []
     for phase, rows in calls.groupby(calls["phase"].astype(str), sort=True):
         done = np.zeros(count + 1)
-        a, b, n = (rows[c].to_numpy(np.float64) for c in ("begin_ns", "end_ns", "n_tokens"))
+        a, b, n = (rows[c].to_numpy(np.float64) for c in ("begin_ns", "done_ns", "n_tokens"))
         # Tokens done at each edge: a call's part of it that lies before.
         for at, edge in enumerate(edges):
             done[at] = (np.clip((edge - a) / np.maximum(b - a, 1), 0, 1) * n).sum()

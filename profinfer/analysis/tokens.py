@@ -53,7 +53,7 @@ def tokens(trace: Trace, selection: Selection, top: int | None = None) -> Result
             "token": _known(calls["token_index"]),
             "position": _known(calls["pos_first"]),
             "tokens": _known(calls["n_tokens"]),
-            "call_ns": calls["end_ns"] - calls["begin_ns"],
+            "call_ns": latency.call_times(trace),
             # At level token no graph was seen, which is not that they took no time.
             "graph_ns": in_graphs if len(graphs) else pd.array([pd.NA] * len(calls), "Int64"),
             "wait_share": np.divide(wait, both, where=both > 0, out=np.full(len(calls), np.nan)),

@@ -23,7 +23,7 @@ from profinfer.analysis.result import Result
 
 SCHEMA = "profinfer.report/1"
 # Grows when keys are added: 1: minor, findings; 2: phase of results, traces; 3: bound of a prize.
-MINOR = 3
+MINOR = 4
 
 
 def plain(value: Any) -> Any:

@@ -182,7 +182,7 @@ class Markers:
 
     def _tokens(self, calls: pd.DataFrame, tracks: dict[tuple[int, int], int]) -> None:
         """Each decode step of one sequence as an instant, with its time per output token."""
-        columns = ("ctx", "seq", "generation", "token_index", "begin_ns", "end_ns")
+        columns = ("ctx", "seq", "generation", "token_index", "begin_ns", "done_ns")
         ends: dict[tuple[int, ...], int] = {}
         for ctx, seq, generation, index, begin, end in zip(
             *(calls[c].tolist() for c in columns), strict=True
@@ -200,10 +200,10 @@ class Markers:
             self._points.append((end, tracks[ctx, seq], template))
 
     def _rates(self, calls: pd.DataFrame) -> None:
-        """Tokens per second: of each decode step at its end, of each prefill over its length."""
+        """Tokens per second: of each decode step when it is done, of each prefill until it is."""
         decode_track = self._track("decode tok/s", unit="tok/s")
         prefill_track = self._track("prefill tok/s", unit="tok/s")
-        begin, end, n = ints(calls, "begin_ns"), ints(calls, "end_ns"), ints(calls, "n_tokens")
+        begin, end, n = ints(calls, "begin_ns"), ints(calls, "done_ns"), ints(calls, "n_tokens")
         ctx, decoded = ints(calls, "ctx"), ints(calls, "n_decoded")
         read = np.where(calls["phase"].isin(("prefill", "mixed")), n - decoded, 0)
         previous: dict[int, int] = {}  # context -> row of its last decode

@@ -205,7 +205,7 @@ def _begun(trace: Trace, selection: Selection) -> pd.DataFrame:
     first = set(zip(calls["ctx"].tolist(), calls["begin_ns"].tolist(), strict=True))
     keys = zip(table["ctx"].tolist(), table["begin_ns"].tolist(), strict=True)
     table = table[np.array([key in first for key in keys], bool)]
-    last = int(calls["end_ns"].max()) if len(calls) else 0
+    last = int(calls["done_ns"].max()) if len(calls) else 0
     return table.assign(end_ns=table["end_ns"].clip(upper=last))
 
 

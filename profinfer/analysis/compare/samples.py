@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
+from profinfer.analysis import latency
 from profinfer.model.selection import Selection
 from profinfer.model.trace import Trace
 
@@ -81,7 +82,7 @@ def take(trace: Trace, selection: Selection) -> Samples:
     row = np.r_[_numbered(kept), -1]
     reading = np.zeros(len(calls))
     np.add.at(reading, parent[parent >= 0], walk[parent >= 0])
-    total = (calls["end_ns"] - calls["begin_ns"]).to_numpy() - reading
+    total = latency.call_times(trace) - reading
     seqs = trace.sequences
     place = seqs["pos_first"].astype(float).where(seqs["pos_first"] >= 0)
     mean = place.groupby(seqs["call_id"]).mean().reindex(range(len(calls)))
