@@ -63,6 +63,9 @@ static __always_inline int pf_sync_begin(struct pt_regs *ctx, u32 probe)
     pf_slot_get();
     pf_header(&s.h, PF_SYNC_BEGIN, pf_number(PF_SYNC_BEGIN), bpf_ktime_get_ns());
     pf_emit(&s, sizeof(s), PF_SYNC_BEGIN);
+#ifdef PF_WAITS
+    pf_wait_begun();
+#endif
     return 0;
 }
 
@@ -105,4 +108,12 @@ static __always_inline int pf_backend_end(struct pt_regs *ctx, u32 probe)
 {
     pf_end(PF_BACKEND_END, probe, (s32)PT_REGS_RC(ctx));
     return 0;
+}
+
+static __always_inline int pf_sync_end(struct pt_regs *ctx, u32 probe)
+{
+#ifdef PF_WAITS
+    pf_wait_ended();
+#endif
+    return pf_backend_end(ctx, probe);
 }

@@ -81,6 +81,36 @@ struct pf_open_call {
 };
 BPF_HASH(open_calls, u32, struct pf_open_call, PF_MAX_MAIN_THREADS);
 
+#ifdef PF_WAITS /* a backend may compute on when its call has returned */
+/* The latest call of a thread that has ended: waiting for a backend afterwards is its time, too. */
+struct pf_ended_call {
+    u64 wait; /* such a wait began; 0 outside of any */
+    u64 steps;
+};
+BPF_HASH(ended_calls, u32, struct pf_ended_call, PF_MAX_MAIN_THREADS);
+
+static __always_inline void pf_wait_begun(void)
+{
+    u32 tid = (u32)bpf_get_current_pid_tgid();
+    struct pf_ended_call *call = ended_calls.lookup(&tid);
+    if (call && !open_calls.lookup(&tid))
+        call->wait = bpf_ktime_get_ns();
+}
+
+static __always_inline void pf_wait_ended(void)
+{
+    u32 tid = (u32)bpf_get_current_pid_tgid();
+    struct pf_ended_call *call = ended_calls.lookup(&tid);
+    if (!call || !call->wait)
+        return;
+    u64 took = bpf_ktime_get_ns() - call->wait;
+    pf_count(PF_CNT_CALL_NS, took);
+    if (call->steps)
+        pf_count(PF_CNT_STEP_NS, took);
+    call->wait = 0;
+}
+#endif
+
 static __always_inline void pf_call_opened(struct pf_call *c, u32 steps, int walk)
 {
     u32 tid = c->h.tid;
@@ -108,6 +138,11 @@ static __always_inline void pf_call_closed(u32 probe)
         pf_count(PF_CNT_STEP_NS, took);
         pf_count(PF_CNT_STEP_NODES, call->nodes);
     }
+#ifdef PF_WAITS
+    struct pf_ended_call ended = {};
+    ended.steps = call->steps;
+    ended_calls.update(&tid, &ended);
+#endif
     open_calls.delete(&tid);
 }
 

@@ -338,7 +338,7 @@ enum pf_counter {
     PF_CNT_NO_SLOT = 66,         /* operator records of threads beyond the table of slots */
     PF_CNT_UNREADABLE = 67,      /* tensors or graphs whose memory could not be read      */
     PF_CNT_TOO_MANY_NODES = 68,  /* graphs longer than a walk can be                      */
-    PF_CNT_CALL_NS = 69,         /* time in outermost calls that have ended, ns           */
+    PF_CNT_CALL_NS = 69,         /* time in outermost calls that ended, and waits after, ns */
     PF_CNT_STEPS = 70,           /* decode steps of calls that only decoded, and ended    */
     PF_CNT_STEP_NS = 71,         /* time in those calls, ns                               */
     PF_CNT_THREADS = 72,         /* threads asked for, summed over the graphs begun       */

@@ -138,18 +138,6 @@ def live(
     return _with_operators(view, trace)
 
 
-def late_ns(trace: Trace, since_ns: int, now_ns: int) -> tuple[int, int]:
-    """What results came later than their calls returned, ns: of all calls, and of decode steps.
-
-    The kernel's counters know calls by their return alone. Of calls that were done in the interval.
-    """
-    calls = trace.calls
-    done = calls["done_ns"].to_numpy()
-    late = np.where((done > since_ns) & (done <= now_ns), done - calls["end_ns"].to_numpy(), 0)
-    late[calls["cut"].to_numpy()] = 0
-    return int(late.sum()), int(late[calls["n_decoded"].to_numpy() > 0].sum())
-
-
 def _state(calls: pd.DataFrame, now_ns: int) -> tuple[str, int]:
     """A phase inside of a call; else since when there is none."""
     if not len(calls):

@@ -1,6 +1,7 @@
 """Layer 4: what the kernel's counters say of a running recording: speed, and what probes cost.
 
-Nothing is decoded for it. All times are the target's time in calls, so that idling does not count.
+Nothing is decoded for it. All times are the target's time in calls, so that idling does not count;
+waiting for a backend after a call is part of it.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ class Reading:
     """The kernel's counters at one moment, or their growth between two.
 
     Attributes:
-        call_ns: time in calls that have ended.
+        call_ns: time in calls that have ended, and of waiting for their backends afterwards.
         steps: decode steps, and step_ns: the time of their calls.
         hits: at operators, all threads, recorded or left out.
         marks: begins and ends of calls, samples, splits and graphs.

@@ -108,6 +108,7 @@ def _handlers(machine: str) -> dict[tuple[str, str], str]:
         found[role, "uprobe"] = f"pf_work_begin(ctx, {{id}}, {values.format('', *arguments)})"
     roles = (*_COPIES, *_WORK, "sync", "sync.event")
     ends = {(role, "uretprobe"): "pf_backend_end(ctx, {id})" for role in roles}
+    ends["sync", "uretprobe"] = "pf_sync_end(ctx, {id})"
     return _HANDLERS | found | ends
 
 
@@ -310,6 +311,7 @@ def build_source(
     values: dict[str, int | str] = {**_definitions(plan, ring_bytes), **only.definitions(plan)}
     values |= routing | (sched or {}) | (memory or {})
     values |= steps.definitions if steps else {}
+    values |= {"PF_WAITS": 1} if "sync" in roles else {}
     if counters:
         values |= {"PF_COUNTERS": counters, "PF_CPUS": possible_cpus()}
     flags = [f"-D{key}={value}" for key, value in values.items()]

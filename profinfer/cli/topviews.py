@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,7 +40,6 @@ class Looks:
         self._start = self._since
         self._cpu = (0.0, time.process_time())
         self._about: About | None = None
-        self._late_ns = 0  # of decode steps, so far
 
     def look(self, told: dict[str, Any], snapshot: Path | None) -> LiveView | None:
         """One look; None as long as there is nothing to see.
@@ -72,7 +70,6 @@ class Looks:
         return view
 
     def _facts(self, told: dict[str, Any], trace: Any, now: int) -> About:
-        from profinfer.analysis.live import late_ns
         from profinfer.analysis.overview import model_name
         from profinfer.capture.liveport import reading
         from profinfer.capture.probing import lost_events
@@ -80,13 +77,10 @@ class Looks:
 
         counters = reading(told)
         grown = counters.since(self._before) if self._before is not None else counters
-        late, of_steps = late_ns(trace, self._since, now)
-        self._late_ns += of_steps
         cost = None
         if told.get("hit_ns") and grown.call_ns:
-            cost = grown.cost_ns(told["hit_ns"]) / (grown.call_ns + late)
+            cost = grown.cost_ns(told["hit_ns"]) / grown.call_ns
         self._before = counters
-        mean = replace(counters, step_ns=counters.step_ns + self._late_ns).tps
         cpu = (float(told["cpu_s"]), time.process_time())
         used = sum(cpu) - sum(self._cpu)
         self._cpu = cpu
@@ -99,7 +93,7 @@ class Looks:
             elapsed_s=(now - self._start) / 1e9,
             calls=int(told.get("calls", 0)),
             tokens=int(told.get("tokens", 0)),
-            mean_tps=mean or None,
+            mean_tps=counters.tps or None,
             cost=cost,
             limit=self._limit,
             lost=lost_events(told["counters"]),

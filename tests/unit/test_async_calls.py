@@ -28,7 +28,7 @@ from profinfer.analysis import (
     throughput,
     tokens,
 )
-from profinfer.analysis.live import late_ns, live
+from profinfer.analysis.live import live
 from profinfer.analysis.memoryevents import when
 from profinfer.analysis.steps import decode_steps
 from profinfer.model.trace import Trace
@@ -332,11 +332,6 @@ def test_the_live_view_counts_what_is_done(trace: Trace) -> None:
     view = live(trace, since, now)
     assert view.tps == pytest.approx(10 * 1e9 / (10 * NEXT), rel=0.05)
     assert view.state == "decode"
-    late, of_steps = late_ns(trace, 0, now)
-    assert (late, of_steps) == (21 * (DONE - RETURN), 20 * (DONE - RETURN))
-    half = int(calls["done_ns"].iloc[10])
-    parts = [late_ns(trace, 0, half)[0], late_ns(trace, half, now)[0]]
-    assert sum(parts) == late
 
 
 def test_what_happens_while_a_call_is_waited_for_is_its_own(trace: Trace) -> None:
