@@ -9,7 +9,7 @@ import profinfer
 
 trace = profinfer.open(sys.argv[1])
 sched = trace.sched[trace.sched["tid"].isin(trace.ops["tid"].unique())]
-edges = np.linspace(trace.calls["begin_ns"].min(), trace.calls["end_ns"].max(), 11)
+edges = np.linspace(trace.calls["begin_ns"].min(), trace.calls["done_ns"].max(), 11)
 print(f"{'thread':>8} {'% of a tenth':<14}" + "".join(f"{n:>4}." for n in range(1, 11)))
 for tid, mine in sched.groupby("tid"):
     what = (
