@@ -161,6 +161,7 @@ def rpc(tmp_path_factory, plugins: Path, llama_bin: Path, smollm2: Path, run_pro
                 env=load, timeout=300,
             )  # fmt: skip
             assert done.returncode == 0, done.stderr
+            (folder / "bench.txt").write_text(done.stdout)
         finally:
             process.send_signal(signal.SIGINT)
             said = process.stderr.read()
@@ -199,6 +200,22 @@ def test_rpc_client(rpc: tuple[Trace, Trace]) -> None:
     host = host_time(client)
     inside = (client.calls["end_ns"] - client.calls["begin_ns"]).to_numpy()
     assert (host.work + host.copies + host.waits <= inside).all()
+
+
+def test_rpc_speeds_are_those_that_the_bench_prints(rpc: tuple[Trace, Trace]) -> None:
+    """It stops its clock when llama_synchronize has returned, long after llama_decode has."""
+    client, _ = rpc
+    text = (client.path.parent / "bench.txt").read_text()
+    said = re.findall(r"(pp|tg)(\d+) \|\s*([\d.]+) ±", text)
+    assert [(kind, int(n)) for kind, n, _ in said] == [("pp", 32), ("tg", 4)]
+    calls = client.calls
+    assert (calls["done_ns"] > calls["end_ns"]).all()
+    took = (calls["done_ns"] - calls["begin_ns"]).to_numpy()
+    prompt = took[(calls["n_tokens"] == 32).to_numpy()][-1]
+    tokens = took[-4:]
+    assert (calls["n_tokens"].iloc[-4:] == 1).all()
+    assert 32e9 / prompt == pytest.approx(float(said[0][2]), rel=0.05)
+    assert 4e9 / tokens.sum() == pytest.approx(float(said[1][2]), rel=0.05)
 
 
 def test_rpc_bytes_agree_on_both_sides(rpc: tuple[Trace, Trace]) -> None:
