@@ -27,7 +27,7 @@ COLUMNS = (
     Column("time_ns", "time", "ns", "Wall time; the rows sum to the whole."),
     Column("share", "share", "ratio", "Part of the run.", bar=True),
 )
-_ORDER = ("warmup", "encode", "prefill", "mixed", "decode", "other")
+_ORDER = ("warmup", "encode", "prefill", "mixed", "decode", "verify", "other")
 _NAMES = {"warmup": "warm-up", "other": "other graphs"}
 # Zones outside of calls, and what the calling thread does there.
 _LOAD, _BETWEEN, _AFTER = range(3)

@@ -17,7 +17,7 @@ import pytest
 from builders import TraceBuilder
 from test_backend_model import TID, Builder, opened, products
 
-from profinfer.analysis import backendfindings, comparison, contexts, devicetimes
+from profinfer.analysis import backendfindings, comparison, contexts, devicetimes, lifeledger
 from profinfer.elf.modules import open_program
 from profinfer.elf.plugins import plugins
 from profinfer.errors import UsageProblem
@@ -76,6 +76,11 @@ def test_checks_of_drafts_are_no_prompts(tmp_path: Path) -> None:
     assert (
         "5 of 12 drafted tokens were accepted (41.7 %), 2.67 tokens a check" in view.notes[0].text
     )
+
+
+def test_the_whole_run_has_a_row_for_checks(tmp_path: Path) -> None:
+    frame = lifeledger.ledger(drafted(tmp_path)).frame.set_index("part")
+    assert frame["time_ns"]["verify.build"] == 6 * 500  # of both contexts, no graphs seen
 
 
 def test_without_drafts_several_tokens_are_a_prompt(tmp_path: Path) -> None:
