@@ -98,4 +98,5 @@ def test_the_trace_carries_the_roofs_and_nothing_large_is_above_them(recorded: R
     assert 0.005 * read < head["bytes_per_s"] <= 1.1 * read
     assert head["roof"] == pytest.approx(head["bytes_per_s"] / read, rel=1e-3)
     assert head["of_memory"] > head["of_compute"]
-    assert head["bound"] in ("memory", "neither", "sync")
+    # Whatever else the machine does; but never compute.
+    assert head["bound"] in ("memory", "neither", "sync", "no CPU")
