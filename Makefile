@@ -7,8 +7,9 @@ PY := $(PROFINFER_CACHE)/python/bin/python
 # This checkout's code, also in child processes, whatever the environment points at.
 export PYTHONPATH := $(CURDIR)
 PYTEST := $(PY) -m pytest
-# On all cores; the other tiers need the machine for themselves. Exit status 5: ARGS chose no test of a tier.
-UNIT := $(PYTEST) -m "not bpf and not e2e" -n auto
+# On all cores, each file on one of them, so that what its tests share is made once; the other
+# tiers need the machine for themselves. Exit status 5: ARGS chose no test of a tier.
+UNIT := $(PYTEST) -m "not bpf and not e2e" -n auto --dist loadfile
 SETUP := @tools/setup.sh
 ARGS ?=
 
