@@ -149,7 +149,7 @@ def _page(trace: Trace, selections: list[Selection], sections: list[Section]) ->
     facts.append(f"level {row['level']}")
     facts.append((trace.meta.created_utc or "")[:16].replace("T", " ") + " UTC")
     main = selections[0]
-    wrong = findings.result(trace, main)
+    wrong = findings.result(trace, trace.select())  # of the whole run, as on the terminal
     missing = notes.of(trace, main)
     return Page(
         str(name),
