@@ -279,6 +279,47 @@ def test_a_server_of_another_machine_is_refused(tmp_path: Path) -> None:
         backend_events(trace, None, server)
 
 
+@pytest.mark.parametrize(
+    ("served", "says"),
+    [
+        ([], "is no recording of an RPC server"),
+        ([(2_000_000_000, 26)], "is a recording at another time"),
+        ([(10, 26)], "is a recording at another time"),
+        ([(1200, 28)], "is a recording of other commands"),
+    ],
+)
+def test_what_is_no_server_of_it_is_refused(
+    tmp_path: Path, served: list[tuple[int, int]], says: str
+) -> None:
+    b = Builder()
+    client(b)
+    trace = opened(b, tmp_path)
+    other = Builder()
+    alloc = {"id": 28, "role": "work.serve", "kind": "uprobe"}
+    alloc["function"] = "_ZN10rpc_server12alloc_bufferERK"
+    other.meta["plan"]["probes"] = [*other.meta["plan"]["probes"], alloc]
+    other.call_begin(TID, 1)
+    for ts, function in served:
+        other.work(ts, ts + 50, function, tid=91)
+    other.call_end(TID, 3_000_000_000)
+    server = Trace.open(other.write(tmp_path / "server.pf"))
+    # Also where only some calls are exported, of which no message is drawn.
+    for selection in (None, trace.select(phase="decode")):
+        with pytest.raises(UsageProblem, match=says):
+            backend_events(trace, selection, server)
+
+
+def test_what_sent_nothing_has_no_server(tmp_path: Path) -> None:
+    b = Builder()
+    b.call_begin(TID, 1000)
+    b.call_end(TID, 2000)
+    trace = opened(b, tmp_path)
+    server = Builder()
+    server.work(1200, 1700, 26, tid=91)
+    with pytest.raises(UsageProblem, match="sent nothing to an RPC server"):
+        backend_events(trace, None, Trace.open(server.write(tmp_path / "server.pf")))
+
+
 # --- what is probed, and when ---------------------------------------------------------------------
 
 BACKEND = """
