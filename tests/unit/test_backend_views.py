@@ -14,10 +14,11 @@ from pathlib import Path
 import pandas as pd
 import perfetto_check
 import pytest
-from builders import TraceBuilder
+from builders import TraceBuilder, sample_run
 from test_backend_model import TID, Builder, opened, products
 
 from profinfer.analysis import backendfindings, comparison, contexts, devicetimes, lifeledger
+from profinfer.cli import group, run
 from profinfer.elf.modules import open_program
 from profinfer.elf.plugins import plugins
 from profinfer.errors import UsageProblem
@@ -166,6 +167,34 @@ def test_parts_of_a_profile_go_to_the_calls_of_their_splits(tmp_path: Path) -> N
     short = devicetimes.read(VULKAN + VULKAN, "vk.log")
     whole = devicetimes.device_times(trace, trace.select(phase="decode"), short)
     assert any("they cannot be told apart by call" in note.text for note in whole.notes)
+
+
+def test_device_times_are_in_the_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    b = Builder()
+    for number, n in enumerate((5, 1)):
+        ts = 1000 * (number + 1)
+        b.call_begin(TID, ts, n_tokens=n, pos_first=5 * number)
+        b.split(ts + 100, ts + 200, products(), "Vulkan")
+        b.call_end(TID, ts + 500)
+    trace, log, out = b.write(tmp_path / "vk.pf"), tmp_path / "vk.log", tmp_path / "vk.html"
+    log.write_text(VULKAN)
+    args = ["report", str(trace), "--device-times", str(log)]
+    assert run(group, [*args, "--html", str(out)]) == 0
+    page = out.read_text()
+    assert 'id="backends-device_times"' in page and 'id="backends-2-device_times"' in page
+    assert "On the device, by" in page and "FLASH_ATTN_EXT" in page
+    # What would be passed over is refused.
+    refused = [
+        (["--html", str(out), "--op", "ADD"], "are of whole graphs"),
+        (["--plots", str(tmp_path / "p")], "--by backend, or --html FILE"),
+    ]
+    for more, says in refused:
+        assert run(group, [*args, *more]) == 2
+        assert says in capsys.readouterr().err
+    cpu = sample_run(layers=1).builder.write(tmp_path / "cpu.pf")
+    args[1] = str(cpu)
+    assert run(group, [*args, "--html", str(tmp_path / "cpu.html")]) == 2
+    assert "no other backend than the CPU" in capsys.readouterr().err
 
 
 def test_what_is_no_profile_is_refused() -> None:
