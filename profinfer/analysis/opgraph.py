@@ -19,6 +19,7 @@ from profinfer.analysis import counters, shapes
 from profinfer.analysis.backends import chosen
 from profinfer.analysis.dag import Dag, Paths
 from profinfer.analysis.graphpieces import Piece, joined, said
+from profinfer.analysis.graphtimes import measured, ran_into
 from profinfer.analysis.tokensplits import Pass
 from profinfer.analysis.work import per_execution
 from profinfer.model.dependencies import Dependencies
@@ -213,8 +214,8 @@ def op_graph(trace: Trace, which: int | Pass, selection: Selection) -> OpGraph:
     nodes = nodes.assign(
         flops=work.flops[rows],
         bytes=work.moved[rows],
-        **_measured(walls, node, n),
-        into=_into(walls, node, works),
+        **measured(walls, node, n),
+        into=ran_into(walls, node, works),
     )
     counted = {c.name: c.bytes for c in trace.meta.plan.counters}
     if counted:
@@ -246,36 +247,6 @@ def _scope(pieces: tuple[Piece, ...], executions: int, selection: Selection) -> 
     of = f"{selection.phase or 'all phases'}: {format_things(selection.n_graphs, 'graph')}"
     warm = ("warm-up excluded",) if selection.warmup_excluded else ()
     return ", ".join((f"{runs} of {said(pieces)} ({of})", *selection.filters, *warm))
-
-
-def _measured(walls: pd.DataFrame, node: I64, n: int) -> dict[str, F64]:
-    """Means of each node's executions; ``node`` is the place of each."""
-    threads = walls["threads"].to_numpy(np.float64)
-    runs = np.bincount(node, minlength=n).astype(np.float64)
-
-    def mean(values: F64) -> F64:
-        total = np.bincount(node, values, n)
-        return np.divide(total, runs, out=np.zeros(n), where=runs > 0)
-
-    length = (walls["release_ns"] - walls["begin_ns"]).to_numpy(np.float64)
-    return {
-        "runs": runs,
-        "wall_ns": mean(length),
-        "compute_ns": mean(walls["compute_sum"].to_numpy() / threads),
-        "wait_ns": mean(walls["wait_sum"].to_numpy() / threads),
-    }
-
-
-def _into(walls: pd.DataFrame, node: I64, works: Mask) -> I32:
-    """Node that each node ran fused into, as in most of the executions."""
-    fused = walls["fused"].to_numpy()
-    kept = fused > 1
-    out = np.arange(len(works), dtype=np.int32)
-    places = np.flatnonzero(works)
-    for at, covers in np.unique(np.stack([node[kept], fused[kept]]), axis=1).T.tolist():
-        where = int(np.searchsorted(places, at))
-        out[places[max(where - covers + 1, 0) : where]] = at
-    return out
 
 
 def _sources(trace: Trace, pieces: tuple[Piece, ...], nodes: pd.DataFrame) -> pd.DataFrame:
