@@ -7,14 +7,17 @@ PY := $(PROFINFER_CACHE)/python/bin/python
 # This checkout's code, also in child processes, whatever the environment points at.
 export PYTHONPATH := $(CURDIR)
 PYTEST := $(PY) -m pytest
-# On all cores; the other tiers need the machine for themselves. Exit status 5: ARGS chose no test of a tier.
-UNIT := $(PYTEST) -m "not bpf and not e2e" -n auto
+# On all cores, each file on one of them, so that what its tests share is made once; the other
+# tiers need the machine for themselves. Exit status 5: ARGS chose no test of a tier.
+UNIT := $(PYTEST) -m "not bpf and not e2e" -n auto --dist loadfile
 SETUP := @tools/setup.sh
 ARGS ?=
+FUZZ ?= 100000
+SEED ?= 1
 
 .DEFAULT_GOAL := help
 .PHONY: help demo examples test lint format types unit golden-check golden test-bpf e2e test-arm64 setup python models \
-	matrix bench diff-trial clean clean-cache
+	matrix bench fuzz diff-trial clean clean-cache
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -68,6 +71,9 @@ matrix: setup ## root, clang: build llama.cpp in many ways (20 min), record each
 diff-trial: setup ## root: does diff cry wolf, does it find 5 % of one operator on the real engine (10 min)
 	$(PY) -m tools.difftrial same
 	$(PY) -m tools.difftrial planted
+fuzz: python ## read FUZZ=100000 mutated traces, report on a hundredth as many; SEED=1
+	$(PY) tests/fuzz_reader.py $(FUZZ) $(SEED)
+	$(PY) tests/fuzz_report.py $$(( $(FUZZ) / 100 + 1 )) $(SEED)
 bench: setup ## what tracing costs here, with other tracers beside it; ARGS=--quick for a short one
 	$(PY) -m tools.bench $(ARGS)
 models: python ## write the tiny test models to ./models

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 
 MISSING = "-"
+TIMES_FROM = 3  # a quotient of two durations is told as one from here on, below in percent
 
 _TIME = (("ns", 1.0), ("µs", 1e3), ("ms", 1e6), ("s", 1e9))
 _IEC = tuple((unit, 1024.0**i) for i, unit in enumerate(("B", "KiB", "MiB", "GiB", "TiB", "PiB")))
@@ -110,7 +111,21 @@ def format_percent(ratio: float | None, digits: int = 1) -> str:
     smallest = 10.0**-digits
     if value and abs(value) < smallest / 2:
         return f"{'>-' if value < 0 else '<'}{smallest:.{digits}f} %"
-    return f"{value:.{digits}f} %"
+    return f"{value:,.{digits}f} %"
+
+
+def format_change(ratio: float) -> str:
+    """How much more or less something became, without a sign: ``12.3 %``, or ``14.5x``.
+
+    Args:
+        ratio: b / a - 1; ``13.5`` is ``14.5x``, ``-0.2`` is ``20.0 %``.
+    """
+    return format_times(1 + ratio) if ratio >= TIMES_FROM - 1 else f"{100 * abs(ratio):.1f} %"
+
+
+def format_times(times: float) -> str:
+    """A quotient: ``14.5x``, ``1,351x``."""
+    return f"{times:,.{0 if times >= 100 else 1}f}x"
 
 
 def format_number(value: float | None) -> str:

@@ -5,6 +5,7 @@ A test says what it needs by its marker: none (runs anywhere), ``bpf`` (root and
 (chromium). What is missing
 is a skip with its reason, or, with ``--require-all`` or ``CI=true``, a failure.
 
+``call_profinfer`` calls a verb in this process.
 Fixtures to record with: ``run_profinfer``, ``fake_ggml`` and ``build_fake_ggml`` (the C target with
 known durations), ``llama_bin``, ``smollm2``, ``tiny_dense``, ``tiny_moe``, ``tiny_models``.
 Helper modules lie beside this file: ``import builders`` gives in-memory traces.
@@ -184,6 +185,27 @@ def run_profinfer(tmp_path_factory: pytest.TempPathFactory) -> RunProfinfer:
         )  # fmt: skip
 
     return run
+
+
+@pytest.fixture
+def call_profinfer(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> RunProfinfer:
+    """The same as ``run_profinfer``, in this process: no interpreter to start.
+
+    For verbs that start nothing and change nothing of the process.
+    """
+    from profinfer.cli import group, run
+
+    def call(*args: str | Path) -> subprocess.CompletedProcess[str]:
+        for name in [name for name in os.environ if name.startswith("SUDO_")]:
+            monkeypatch.delenv(name)
+        capsys.readouterr()
+        status = run(group, [str(a) for a in args])
+        said = capsys.readouterr()
+        return subprocess.CompletedProcess(args, status, said.out, said.err)
+
+    return call  # type: ignore[return-value]
 
 
 class BuildFakeGgml(Protocol):

@@ -131,8 +131,10 @@ def reframe(data: bytes, rng: random.Random) -> bytes:
 
 def scribble(payload: bytes, rng: random.Random) -> bytes:
     out = bytearray(payload)
-    at = rng.randrange(len(out))
-    if rng.random() < 0.5:
+    at = rng.randrange(len(out) or 1)
+    if not out:
+        out += b"x"
+    elif rng.random() < 0.5:
         out[at] = rng.choice([0, 1, 9, 11, 255, ord("{"), ord("0"), ord('"'), rng.randrange(256)])
     elif rng.random() < 0.5:
         at &= ~3

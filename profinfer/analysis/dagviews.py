@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 
 from profinfer.analysis.dagwidths import widths
+from profinfer.analysis.graphpieces import said
 from profinfer.analysis.layerpattern import Group, differences, groups, layer_places, steps_back
 from profinfer.analysis.opgraph import CACHE, INPUT, WEIGHT, OpGraph
 from profinfer.analysis.result import Column, Note, Result
@@ -78,7 +79,7 @@ def overview(graph: OpGraph, others: int) -> Result:
     ]  # fmt: skip
     notes = []
     if others:
-        text = f"graph {graph.def_id}, which took most of the time; {others} more ran: --def N"
+        text = f"{said(graph.pieces)}, which took most of the time; {others} more ran: --def N"
         notes.append(Note("info", text))
     if not graph.executions:
         notes.append(Note("warning", "no execution of it is selected: it has no times"))
@@ -89,7 +90,29 @@ def overview(graph: OpGraph, others: int) -> Result:
     unread = int(nodes["unread"].sum())
     if unread:
         notes.append(Note("warning", f"{format_things(unread, 'node')} could not be read"))
-    return _record("graph", f"Graph {graph.def_id}", graph.scope, fields, notes)
+    if graph.several:
+        notes += _of_pieces(graph)
+    return _record("graph", graph.title, graph.scope, fields, notes)
+
+
+def _of_pieces(graph: OpGraph) -> list[Note]:
+    """What belongs to whom, and what has no times."""
+    operators = np.bincount(graph.piece[graph.works], minlength=len(graph.pieces))
+    spread: dict[str, list[int]] = {}
+    for piece, count in zip(graph.pieces, operators.tolist(), strict=True):
+        spread.setdefault(piece.backend, []).append(count)
+    parts = [
+        f"{format_things(sum(counts), 'operator')} on {backend} "
+        f"({format_things(len(counts), 'split')})"
+        for backend, counts in spread.items()
+    ]
+    out = [Note("info", f"split over backends: {', '.join(parts)}; one split: --def N")]
+    without = {graph.pieces[number].backend for number in np.flatnonzero(~graph.seen).tolist()}
+    if graph.timed and without:
+        names = ", ".join(sorted(without))
+        text = f"operators on {names} have no times here: times and path are of the rest"
+        out.append(Note("info", text))
+    return out
 
 
 def _record(
@@ -102,18 +125,17 @@ def _record(
 
 def layers(graph: OpGraph, found: list[Group]) -> Result:
     """The groups of layers that are alike, and what belongs to no layer."""
-    wall = graph.wall_ns
     rows = []
     for group in sorted(found, key=lambda g: g.layers):
         other = [] if group is found[0] else differences(found[0].items, group.items)
-        spent = float(wall[group.places].sum())
+        spent = graph.spent(group.places)
         rows.append(
             (group.said, len(group.layers), len(group.items), spent / len(group.layers), spent,
              _differs(group is found[0], other))
         )  # fmt: skip
     outside = layer_places(graph).get(-1, [])
     if outside:
-        spent = float(wall[outside].sum())
+        spent = graph.spent(outside)
         rows.append(("none", 1, len(outside), spent, spent, "before, between and after the layers"))
     names = ["layers", "count", "operators", "each_ns", "wall_ns", "differs"]
     frame = pd.DataFrame(rows, columns=names)
@@ -145,7 +167,8 @@ def _differs(first: bool, words: list[str]) -> str:
 
 def pattern(graph: OpGraph, group: Group) -> Result:
     """The operators of a repeated layer, with the means over its layers."""
-    wall = graph.wall_ns[group.places].mean(axis=0)
+    wall = np.array([graph.spent(places) for places in group.places.T])
+    wall /= np.maximum((~np.isnan(graph.wall_ns[group.places])).sum(axis=0), 1)
     on_path = graph.critical[group.places].mean(axis=0) if graph.timed else np.nan
     level = graph.level[group.places[0]]
     rows = [
@@ -155,7 +178,7 @@ def pattern(graph: OpGraph, group: Group) -> Result:
     frame = pd.DataFrame(rows, columns=["number", "op", "name", "type", "shape", "reads"])
     frame["step"] = level - level.min() + 1 if len(level) else []
     frame["wall_ns"] = wall
-    frame["share"] = wall / wall.sum() if graph.timed else np.nan
+    frame["share"] = wall / np.nansum(wall) if graph.timed else np.nan
     frame["on_path"] = on_path
     columns = (
         Column("number", "#", "count", "Place in the layer."),

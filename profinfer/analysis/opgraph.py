@@ -6,6 +6,8 @@ of two graphs work on it alone. Must not import rich or anything above.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -14,7 +16,11 @@ import numpy.typing as npt
 import pandas as pd
 
 from profinfer.analysis import counters, shapes
+from profinfer.analysis.backends import chosen
 from profinfer.analysis.dag import Dag, Paths
+from profinfer.analysis.graphpieces import Piece, joined, said
+from profinfer.analysis.graphtimes import measured, ran_into
+from profinfer.analysis.tokensplits import Pass
 from profinfer.analysis.work import per_execution
 from profinfer.model.dependencies import Dependencies
 from profinfer.model.selection import Selection
@@ -44,10 +50,11 @@ class OpGraph:
             flops, bytes (least, NaN if not known), runs, and ``into``: place of the node that it
             ran fused into, else its own; and of each counter its mean (``COUNTED`` + name).
         sources: idx, slot, src_idx (-1: no node), src_name, kind (node, weight, cache, input),
-            type and shape (of the first two sources only, else empty).
+            type and shape (of the first two sources only, else empty), src_unread.
         every: dependencies between all nodes.
         works: nodes that compute something, shape (n,).
         counters: names of what was counted, and the bytes that each of such an event moves.
+        pieces: the definitions that it is made of, in the order in which they ran.
     """
 
     def_id: int
@@ -58,6 +65,7 @@ class OpGraph:
     every: Dependencies
     works: Mask
     counters: dict[str, int | None] = field(default_factory=dict)
+    pieces: tuple[Piece, ...] = ()
 
     def __len__(self) -> int:
         return len(self.nodes)
@@ -89,10 +97,10 @@ class OpGraph:
 
     @cached_property
     def critical(self) -> Mask:
-        """Nodes on the longest path, shape (n,); none where nothing was measured."""
+        """Nodes on the longest path, shape (n,); none of pieces where nothing was measured."""
         out = np.zeros(len(self), bool)
         out[self.paths.nodes if self.timed else []] = True
-        return out & self.works
+        return out & self.works & self.seen[self.piece]
 
     @cached_property
     def leaves(self) -> dict[int, list[tuple[str, str]]]:
@@ -110,6 +118,39 @@ class OpGraph:
         both = zip(self.texts("op"), self.texts("params"), strict=True)
         return [f"{op} {params}".rstrip() for op, params in both]
 
+    @property
+    def several(self) -> bool:
+        """It was split over backends."""
+        return len(self.pieces) > 1
+
+    def spent(self, places: Sequence[int] | I32) -> float:
+        """Time of some nodes, as far as it was measured; NaN if none of it was."""
+        wall = self.wall_ns[places]
+        known = wall[~np.isnan(wall)]
+        return float(known.sum()) if len(known) else math.nan
+
+    @cached_property
+    def seen(self) -> Mask:
+        """Pieces of which anything was measured; those of other backends may not be."""
+        count = max(len(self.pieces), 1)
+        return np.bincount(self.piece, self.nodes["wall_ns"], count) > 0
+
+    @cached_property
+    def piece(self) -> I32:
+        """Number of the piece of each node, shape (n,)."""
+        ends = [piece.end for piece in self.pieces]
+        return np.searchsorted(ends, np.arange(len(self)), side="right").astype(np.int32)
+
+    @property
+    def title(self) -> str:
+        """For a heading."""
+        name = said(self.pieces) or f"graph {self.def_id}"
+        return name[:1].upper() + name[1:]
+
+    def backend(self, place: int) -> str:
+        """Of a node; empty where there is but one piece."""
+        return self.pieces[int(self.piece[place])].backend if self.several else ""
+
     def texts(self, column: str) -> list[str]:
         """A column of the nodes as strings."""
         return self.nodes[column].astype(str).tolist()
@@ -121,9 +162,9 @@ class OpGraph:
 
     @property
     def wall_ns(self) -> F64:
-        """Time of each node, NaN where nothing was measured at all, shape (n,)."""
+        """Time of each node, NaN where nothing of its piece was measured, shape (n,)."""
         wall = self.nodes["wall_ns"].to_numpy(np.float64)
-        return wall if self.timed else np.full(len(self), np.nan)
+        return np.where(self.seen[self.piece], wall, np.nan)
 
     @property
     def total_ns(self) -> float:
@@ -140,88 +181,88 @@ def definitions(trace: Trace, selection: Selection) -> pd.DataFrame:
     return out.sort_values(["time_ns", "def_id"], ascending=[False, True], ignore_index=True)
 
 
-def op_graph(trace: Trace, def_id: int, selection: Selection) -> OpGraph:
-    """One definition, with the times of its selected executions.
+def op_graph(trace: Trace, which: int | Pass, selection: Selection) -> OpGraph:
+    """What ran, with the times of its selected executions.
 
     Args:
         trace: what was recorded.
-        def_id: the definition; must be there.
-        selection: whose graphs count, as far as they ran this definition.
+        which: a definition, which must be there; or all of those that made one pass over the model.
+        selection: whose graphs count, as far as they ran it.
     """
-    rows = np.flatnonzero((trace.nodes["def_id"] == def_id).to_numpy())
-    base, n = int(rows[0]), len(rows)
+    whole = which if isinstance(which, Pass) else Pass((which,), ("",), ((),), 0, 0)
+    of_node = trace.nodes["def_id"].to_numpy()
+    each = [np.flatnonzero(of_node == def_id) for def_id in whole.defs]
+    rows, n = np.concatenate(each), sum(map(len, each))
+    ends = np.cumsum([len(one) for one in each])
+    pieces = tuple(
+        Piece(def_id, backend, int(end) - len(one), int(end), handed)
+        for def_id, backend, handed, one, end in zip(
+            whole.defs, whole.backends, whole.handed, each, ends, strict=True
+        )
+    )
     nodes = shapes.with_problem(trace.nodes).iloc[rows].reset_index(drop=True)
-    graphs = selection.graphs & (trace.graphs["def_id"] == def_id).to_numpy()
+    nodes["idx"] = np.arange(n)
+    graphs = selection.graphs & trace.graphs["def_id"].isin(whole.defs).to_numpy()
     work = per_execution(trace)
     works = ~nodes["empty"].to_numpy() & ~(nodes["op"] == "?").to_numpy()
+    place = np.full(len(of_node), -1, np.int64)
+    place[rows] = np.arange(n)
     walls = trace.op_walls
-    node = walls["node_id"].to_numpy() - base
-    kept = np.flatnonzero(graphs[walls["graph_id"].to_numpy()] & (node >= 0) & (node < n))
+    node = place[walls["node_id"].to_numpy()]
+    kept = np.flatnonzero(graphs[walls["graph_id"].to_numpy()] & (node >= 0))
     walls, node = walls.iloc[kept], node[kept]
     nodes = nodes.assign(
         flops=work.flops[rows],
         bytes=work.moved[rows],
-        **_measured(walls, node, n),
-        into=_into(walls, node, works),
+        **measured(walls, node, n),
+        into=ran_into(walls, node, works),
     )
     counted = {c.name: c.bytes for c in trace.meta.plan.counters}
     if counted:
         means = counters.means(trace, graphs).iloc[rows].reset_index(drop=True)
         nodes = pd.concat([nodes, means.add_prefix(COUNTED)], axis=1)
+    sources = _sources(trace, pieces, nodes)
+    executions = whole.runs or int(graphs.sum())
+    if not executions:  # of another backend: a split and no graph of the CPU
+        executions = len(chosen(trace, trace.splits[trace.splits["def_id"] == which], selection))
     return OpGraph(
-        def_id=def_id,
-        scope=_scope(def_id, int(graphs.sum()), selection),
-        executions=int(graphs.sum()),
+        def_id=whole.defs[0],
+        scope=_scope(pieces, executions, selection),
+        executions=executions,
         nodes=nodes,
-        sources=_sources(trace, def_id, nodes),
-        every=trace.dependencies(def_id),
+        sources=sources,
+        every=joined(
+            [trace.dependencies(def_id) for def_id in whole.defs], pieces, nodes, works, sources
+        ),
         works=works,
         counters=counted,
+        pieces=pieces,
     )
 
 
-def _scope(def_id: int, executions: int, selection: Selection) -> str:
+def _scope(pieces: tuple[Piece, ...], executions: int, selection: Selection) -> str:
     """What the times are of: the selection ran other graphs, too."""
     runs = format_things(executions, "execution") if executions else "no execution"
     runs = f"means over {runs}" if executions > 1 else runs
     of = f"{selection.phase or 'all phases'}: {format_things(selection.n_graphs, 'graph')}"
     warm = ("warm-up excluded",) if selection.warmup_excluded else ()
-    return ", ".join((f"{runs} of graph {def_id} ({of})", *selection.filters, *warm))
+    return ", ".join((f"{runs} of {said(pieces)} ({of})", *selection.filters, *warm))
 
 
-def _measured(walls: pd.DataFrame, node: I64, n: int) -> dict[str, F64]:
-    """Means of each node's executions; ``node`` is the place of each."""
-    threads = walls["threads"].to_numpy(np.float64)
-    runs = np.bincount(node, minlength=n).astype(np.float64)
-
-    def mean(values: F64) -> F64:
-        total = np.bincount(node, values, n)
-        return np.divide(total, runs, out=np.zeros(n), where=runs > 0)
-
-    length = (walls["release_ns"] - walls["begin_ns"]).to_numpy(np.float64)
-    return {
-        "runs": runs,
-        "wall_ns": mean(length),
-        "compute_ns": mean(walls["compute_sum"].to_numpy() / threads),
-        "wait_ns": mean(walls["wait_sum"].to_numpy() / threads),
-    }
-
-
-def _into(walls: pd.DataFrame, node: I64, works: Mask) -> I32:
-    """Node that each node ran fused into, as in most of the executions."""
-    fused = walls["fused"].to_numpy()
-    kept = fused > 1
-    out = np.arange(len(works), dtype=np.int32)
-    places = np.flatnonzero(works)
-    for at, covers in np.unique(np.stack([node[kept], fused[kept]]), axis=1).T.tolist():
-        where = int(np.searchsorted(places, at))
-        out[places[max(where - covers + 1, 0) : where]] = at
-    return out
-
-
-def _sources(trace: Trace, def_id: int, nodes: pd.DataFrame) -> pd.DataFrame:
-    """What each node reads, and what kind of thing it is."""
-    edges = trace.edges[(trace.edges["def_id"] == def_id).to_numpy()].reset_index(drop=True)
+def _sources(trace: Trace, pieces: tuple[Piece, ...], nodes: pd.DataFrame) -> pd.DataFrame:
+    """What each node reads, and what kind of thing it is; places in the whole."""
+    of_edge = trace.edges["def_id"].to_numpy()
+    parts = []
+    for piece in pieces:
+        part = trace.edges[of_edge == piece.def_id]
+        inside = (part["src_idx"] >= 0).to_numpy()
+        parts.append(
+            part.assign(
+                idx=part["idx"] + piece.begin,
+                src_idx=part["src_idx"].where(~inside, part["src_idx"] + piece.begin),
+            )
+        )
+    edges: pd.DataFrame = pd.concat(parts, ignore_index=True)
     names = edges["src_name"].astype(str)
     kind = np.where(
         edges["src_idx"] >= 0,
@@ -232,7 +273,8 @@ def _sources(trace: Trace, def_id: int, nodes: pd.DataFrame) -> pd.DataFrame:
             np.where(names.str.startswith(_CACHE), CACHE, INPUT),
         ),
     )
-    out = edges[["idx", "slot", "src_idx"]].assign(src_name=names, kind=kind)
+    columns = ["idx", "slot", "src_idx", "src_unread"]
+    out = edges[columns].assign(src_name=names, kind=kind)
     for name, column in (("type", "type"), ("shape", "ne")):
         told = [nodes[f"src{slot}_{column}"].astype(str).to_numpy() for slot in range(2)]
         idx = out["idx"].to_numpy()

@@ -76,7 +76,8 @@ def opened(path: str, wanted: Wanted) -> Opened:
         TraceError: the file is no trace.
         UsageProblem: it has no such graph.
     """
-    from profinfer.analysis.opgraph import definitions, op_graph
+    from profinfer.analysis.opgraph import op_graph
+    from profinfer.analysis.tokensplits import passes
     from profinfer.model.trace import Trace
 
     trace = Trace.open(path)
@@ -90,20 +91,21 @@ def opened(path: str, wanted: Wanted) -> Opened:
             f"{path} holds no graph whose nodes were read", "profinfer record --level op -- ..."
         )
     selection = _selection(trace, path, wanted)
-    found = definitions(trace, selection)
+    found = passes(trace, selection)
     if wanted.def_id is not None:
-        if not (trace.graphs["def_id"] == wanted.def_id).any():
-            last = int(trace.graphs["def_id"].max())
+        # Splits of other backends have definitions, too.
+        if not (trace.nodes["def_id"] == wanted.def_id).any():
+            last = int(trace.nodes["def_id"].max())
             raise UsageProblem(f"{path} has no graph {wanted.def_id}", f"--def 0 to --def {last}")
-    def_id = int(found["def_id"].iloc[0]) if wanted.def_id is None else wanted.def_id
-    graph = op_graph(trace, def_id, selection)
+    graph = op_graph(trace, found[0] if wanted.def_id is None else wanted.def_id, selection)
     if wanted.color not in (*COLORS, *graph.counters):
         known = ", ".join((*COLORS, *graph.counters))
         hint = (
             "" if graph.counters else "; profinfer record --counters NAME, for colours by counters"
         )
         raise UsageProblem(f"no colours by {wanted.color} in {path}", f"--color {known}{hint}")
-    return Opened(trace, graph, max(len(found) - 1, 0), selection.phase)
+    others = max(len(found) - 1, 0) if wanted.def_id is None else 0
+    return Opened(trace, graph, others, selection.phase)
 
 
 def _selection(trace: Trace, path: str, wanted: Wanted) -> Selection:
@@ -138,7 +140,7 @@ def part(graph: OpGraph, wanted: Wanted) -> tuple[list[int] | None, Look]:
     from profinfer.render.dottext import Look
 
     count = int(graph.works.sum())
-    title, places, left_out = f"Graph {graph.def_id}", None, ""
+    title, places, left_out = graph.title, None, ""
     if wanted.nodes is not None:
         first, last = wanted.nodes
         places = list(range(first, min(last, len(graph))))

@@ -46,11 +46,25 @@ def check_target(path: Path, trace: Path, force: bool) -> None:
         )
 
 
-def sections_of(trace: Trace, selections: list[Selection], *, narrowed: bool) -> list[Section]:
-    """What the page and the plots are made of."""
-    from profinfer.cli import htmlsections, htmlsource
+def sections_of(trace: Trace, selections: list[Selection], asked: ReportOptions) -> list[Section]:
+    """What the page and the plots are made of.
 
-    return htmlsections.sections(htmlsource.source(trace, selections, narrowed))
+    Raises:
+        UsageProblem: there are device times, and no backend whose they could be.
+    """
+    from profinfer.analysis.backends import has_others
+    from profinfer.cli import htmlsections, htmlsource
+    from profinfer.cli.views import read_times
+
+    times = None
+    if asked.device_times is not None:
+        if not has_others(trace):
+            raise UsageProblem(
+                f"{trace.path} has no other backend than the CPU whose device times these could be",
+                "leave out --device-times",
+            )
+        times = read_times(asked.device_times)
+    return htmlsections.sections(htmlsource.source(trace, selections, asked.narrowed, times))
 
 
 def against_sections(
@@ -149,7 +163,7 @@ def _page(trace: Trace, selections: list[Selection], sections: list[Section]) ->
     facts.append(f"level {row['level']}")
     facts.append((trace.meta.created_utc or "")[:16].replace("T", " ") + " UTC")
     main = selections[0]
-    wrong = findings.result(trace, main)
+    wrong = findings.result(trace, trace.select())  # of the whole run, as on the terminal
     missing = notes.of(trace, main)
     return Page(
         str(name),

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from profinfer.analysis import dagviews, dagwidths, expertcosts, expertpasses, expertreuse, experts
 from profinfer.analysis.layerpattern import groups
-from profinfer.analysis.opgraph import definitions, op_graph
+from profinfer.analysis.opgraph import op_graph
+from profinfer.analysis.tokensplits import passes
 from profinfer.cli.htmlsource import Part, Source, parts_of
 from profinfer.errors import EnvironmentProblem
 from profinfer.render.html import expertcostfigures, expertfigures, graphfigures
@@ -68,10 +69,10 @@ def graph_section(source: Source) -> Section | None:
     trace, chosen = source.trace, source.main
     if source.narrowed or not source.has_ops:
         return None
-    known = definitions(trace, chosen)
+    known = passes(trace, chosen)
     if not len(known):
         return None
-    graph = op_graph(trace, int(known["def_id"].iloc[0]), chosen)
+    graph = op_graph(trace, known[0], chosen)
     told = dagviews.summary(graph, len(known) - 1)
     found = groups(graph)
     drawing: Part | None = None

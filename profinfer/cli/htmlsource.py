@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from profinfer.analysis import operators
+from profinfer.analysis.devicetimes import DeviceTimes
 from profinfer.analysis.result import Result
 from profinfer.model.selection import Selection
 from profinfer.model.trace import Trace
@@ -24,12 +25,14 @@ class Source:
         selections: one per phase that is reported, the main one first.
         narrowed: only a part of each graph is wanted.
         colours: colour of each role.
+        device_times: what the engine's own profiler wrote, None without.
     """
 
     trace: Trace
     selections: list[Selection]
     narrowed: bool
     colours: dict[str, int] = field(default_factory=dict)
+    device_times: DeviceTimes | None = None
 
     @property
     def main(self) -> Selection:
@@ -42,13 +45,15 @@ class Source:
         return len(self.trace.ops) > 0
 
 
-def source(trace: Trace, selections: list[Selection], narrowed: bool) -> Source:
+def source(
+    trace: Trace, selections: list[Selection], narrowed: bool, times: DeviceTimes | None = None
+) -> Source:
     """Give every role its colour, slowest first."""
     colours = {}
     if len(trace.ops) and selections:
         by_role = operators.by(trace, selections[0], "role")
         colours = operatorfigures.tones([str(r) for r in by_role.frame["role"]])
-    return Source(trace, selections, narrowed, colours)
+    return Source(trace, selections, narrowed, colours, times)
 
 
 def parts_of(*parts: Part | None) -> list[Part]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from profinfer.analysis import firsttoken, generations, lifeledger
 from profinfer.analysis.backends import has_others
 from profinfer.analysis.contexts import contexts
+from profinfer.analysis.devicetimes import device_times
 from profinfer.cli.htmlsource import Source, parts_of
 from profinfer.cli.views import backends_of
 from profinfer.render.html.section import Fold, Section
@@ -51,6 +52,8 @@ def backend_section(source: Source, number: int = 0) -> Section | None:
         return None
     chosen = source.selections[number]
     by, *more = backends_of(trace, chosen, ROWS_MAX)
+    if source.device_times is not None:
+        more.insert(0, device_times(trace, chosen, source.device_times, ROWS_MAX))
     parts = [by, *(map(Fold, more) if number else more)]
     key, title = ("backends", "Backends") if not number else (
         f"backends-{number + 1}", f"Backends, {chosen.phase or 'all phases'}"

@@ -62,7 +62,7 @@ if TYPE_CHECKING:
 @click.option(
     "--device-times",
     metavar="FILE",
-    help="With --by backend: what the engine's own profiler wrote (GGML_VK_PERF_LOGGER=1).",
+    help="With --by backend or --html: what the engine's profiler wrote (GGML_VK_PERF_LOGGER=1).",
 )
 @click.option(
     "--explain",
@@ -205,7 +205,7 @@ def write_files(
             f"{option} holds every view",
             f"{option} with --phase, --tokens, --op, --layer or --warmup",
         )
-    check_usage(asked)
+    check_usage(asked, page=page is not None)
     if page is not None:
         html.check_target(page, Path(path), force)
     trace = Trace.open(path)
@@ -214,7 +214,7 @@ def write_files(
     if compared:
         sections = html.against_sections(trace, selections, asked)
     else:
-        sections = html.sections_of(trace, selections, narrowed=asked.narrowed)
+        sections = html.sections_of(trace, selections, asked)
     if page is not None:
         size = html.write(page, trace, selections, sections)
         click.echo(f"Wrote {page} ({format_bytes(size)}): open it in a browser", err=True)

@@ -25,8 +25,12 @@ class EmptyTrace(ProfinferError):
     """There is nothing to report."""
 
 
-def check_usage(asked: ReportOptions) -> None:
+def check_usage(asked: ReportOptions, *, page: bool = False) -> None:
     """Options that contradict each other.
+
+    Args:
+        asked: the options.
+        page: every view is wanted, backends among them.
 
     Raises:
         UsageProblem: they do.
@@ -56,12 +60,12 @@ def check_usage(asked: ReportOptions) -> None:
             "--by context shows every call of each context",
             "leave out --phase, --tokens, --op and --layer",
         )
-    if asked.device_times is not None and asked.against is not None and asked.narrowed:
+    if asked.device_times is not None and (page or asked.against is not None) and asked.narrowed:
         raise UsageProblem("--device-times are of whole graphs", "leave out --op and --layer")
     if asked.by in STEPS and asked.phase not in (None, "decode", "all"):
         raise UsageProblem(f"--by {asked.by} is about decoded tokens", f"--by {asked.by}")
-    if asked.device_times is not None and asked.by != "backend":
-        raise UsageProblem("--device-times goes with backends", "--by backend --device-times FILE")
+    if asked.device_times is not None and asked.by != "backend" and not page:
+        raise UsageProblem("--device-times goes with backends", "--by backend, or --html FILE")
     if asked.against is not None and asked.by != "backend":
         raise UsageProblem("--against compares backends", "--by backend --against OTHER.pf")
     if asked.roofline and asked.counters:

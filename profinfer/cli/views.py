@@ -299,7 +299,7 @@ def backend_views(
         if asked.form == "csv":
             parts = []
         elif asked.device_times is not None:
-            parts.insert(0, device_times(trace, chosen, _read_times(asked.device_times), rows))
+            parts.insert(0, device_times(trace, chosen, read_times(asked.device_times), rows))
         yield from _told(chosen, [by, *parts])
 
 
@@ -331,11 +331,16 @@ def against_views(
     for chosen in selections:
         same = other.select(phase=chosen.phase, op=asked.op, layer=asked.layer)
         if not same.empty:
-            times = None if asked.device_times is None else _read_times(asked.device_times)
+            times = None if asked.device_times is None else read_times(asked.device_times)
             yield from _told(chosen, [compare(trace, chosen, other, same, asked.top or top, times)])
 
 
-def _read_times(path: str) -> DeviceTimes:
+def read_times(path: str) -> DeviceTimes:
+    """What the engine's own profiler wrote.
+
+    Raises:
+        UsageProblem: the file cannot be read, or is something else.
+    """
     from profinfer.analysis.devicetimes import read
     from profinfer.errors import UsageProblem
 

@@ -43,7 +43,8 @@ class Holes:
             # Holes of a thread are in order and do not overlap: the first that ends later tells.
             far = np.iinfo(np.int64).max
             opens, closes = (np.r_[v[theirs], far] for v in (self.begin, self.end))
-            out[mine] = opens[np.searchsorted(closes, begin[mine], side="right")] < end[mine]
+            since = np.minimum(begin[mine], far - 1)  # a damaged record may hold any time
+            out[mine] = opens[np.searchsorted(closes, since, side="right")] < end[mine]
         return out
 
 

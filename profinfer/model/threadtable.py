@@ -22,9 +22,10 @@ def threads_table(index: RingIndex, ops: Rows, names: dict[int, str]) -> pd.Data
         names: of threads.
     """
     own = ~np.isin(index.kind, (Kind.SCHED, Kind.FAULT, Kind.READ))
-    index_tid, index_ts = index.tid[own], index.ts[own]
-    tids = np.unique(index_tid).astype(np.int64)
-    at = np.searchsorted(tids.astype(np.int32), ops.tid)
+    # As in the tables: a damaged record may hold what is no number of a thread.
+    index_tid, index_ts = index.tid[own].astype(np.int32), index.ts[own]
+    tids = np.unique(index_tid)
+    at = np.searchsorted(tids, ops.tid)
     compute = np.zeros(len(tids), np.int64)
     wait = np.zeros(len(tids), np.int64)
     np.add.at(compute, at, ops.end - ops.begin)
@@ -36,7 +37,7 @@ def threads_table(index: RingIndex, ops: Rows, names: dict[int, str]) -> pd.Data
     np.maximum.at(last, at, ops.end)
     return pd.DataFrame(
         {
-            "tid": tids.astype(np.int32),
+            "tid": tids,
             "name": [names.get(t, "") for t in tids.tolist()],
             "ops": np.bincount(at, minlength=len(tids)),
             "compute_ns": compute,

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 _RANK = 500  # below the threads
 _LEVEL = 200  # what begins a flow at the same moment on a thread comes first
+_SLOWEST_NS = 1_000_000_000  # until a server begins what it was told
 _SPLIT_FLOW, _COMMAND_FLOW = 1 << 40, 2 << 40
 
 
@@ -56,7 +57,8 @@ def backend_events(
         server: a recording of the RPC server that it spoke to, on the same machine.
 
     Raises:
-        UsageProblem: the server ran on another machine, whose clock is another.
+        UsageProblem: the server ran on another machine, whose clock is another, or it is none
+            that the recorded program spoke to.
     """
     pick: Callable[[pd.DataFrame], pd.DataFrame] = (
         (lambda table: table) if selection is None else lambda t: chosen(trace, t, selection)
@@ -67,11 +69,14 @@ def backend_events(
         "waits": _waits(pick(trace.syncs)),
     }
     messages, served = _messages(trace), _served(trace)
-    if selection is not None:
-        messages, served = messages.iloc[:0], served.iloc[:0]
+    theirs = None
     if server is not None:
         _same_clock(trace, server)
         theirs = _served(server)
+        _spoke(trace, server, messages, theirs)
+    if selection is not None:
+        messages, served = messages.iloc[:0], served.iloc[:0]
+    if server is not None and theirs is not None:
         messages, theirs = _joined(messages, theirs)
         target = server.meta.target
         name = f"{(target.exe or 'server').rpartition('/')[2]} (pid {target.pid})"
@@ -210,6 +215,30 @@ def _same_clock(trace: Trace, server: Trace) -> None:
             f"{server.path} was recorded on another machine, or before a reboot: "
             "the two clocks cannot be joined",
             "record both on one machine, over loopback",
+        )
+
+
+def _spoke(trace: Trace, server: Trace, messages: pd.DataFrame, served: pd.DataFrame) -> None:
+    """Refuse a server that none of the messages can have gone to."""
+    if not len(served):
+        raise UsageProblem(
+            f"{server.path} is no recording of an RPC server: it served no command",
+            "leave out --with, or profinfer record -o server.pf -- rpc-server ...",
+        )
+    if not len(messages):
+        raise UsageProblem(
+            f"{trace.path} sent nothing to an RPC server: {server.path} cannot be joined to it",
+            "leave out --with",
+        )
+    apart = (
+        messages["begin_ns"].min() > served["end_ns"].max()
+        or messages["end_ns"].max() + _SLOWEST_NS < served["begin_ns"].min()
+    )
+    if apart or not set(messages["command"]) & set(served["command"]):
+        why = "at another time" if apart else "of other commands"
+        raise UsageProblem(
+            f"{server.path} is a recording {why}: no message of {trace.path} went there",
+            "leave out --with, or the recording of the server made at the same time",
         )
 
 

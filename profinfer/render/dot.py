@@ -65,7 +65,9 @@ class _Drawing:
         """Edges of the critical path, through views where those are drawn."""
         every = (self.graph.whole if self.look.views else self.graph.dag).before
         out: set[tuple[int, int]] = set()
-        for first, last in pairwise(self.graph.paths.nodes if self.graph.timed else []):
+        timed = self.graph.seen[self.graph.piece]
+        nodes = [node for node in self.graph.paths.nodes if timed[node]]
+        for first, last in pairwise(nodes):
             way, at = [], last
             while at != first:
                 before = every[at]
@@ -117,7 +119,8 @@ class _Drawing:
         ink = ink_on(fill) if fill.startswith("#") else self.theme.dim
         text = self.text
         shape = shape_text(text["shape"][place])
-        about = " · ".join(filter(None, (text["type"][place], shape, self._measure(place))))
+        told = (self.graph.backend(place), text["type"][place], shape, self._measure(place))
+        about = " · ".join(filter(None, told))
         rows = (
             f'<FONT POINT-SIZE="8">{place}&nbsp; </FONT><B>{escape(self.graph.titles[place])}</B>',
             escape(short(text["name"][place])),
@@ -165,6 +168,8 @@ class _Drawing:
         ]
         if text["problem"][place] != text["shape"][place]:
             lines.append(f"work: {text['problem'][place]}")
+        if backend := self.graph.backend(place):
+            lines.append(f"backend: {backend}")
         lines.append(f"role: {text['role'][place]}")
         if row["layer"] >= 0:
             lines.append(f"layer: {int(row['layer'])}")
@@ -200,8 +205,12 @@ class _Drawing:
 
     def _edge(self, src: int, dst: int, memory: bool) -> str:
         extra = []
+        crosses = self.graph.several and self.graph.piece[src] != self.graph.piece[dst]
         if memory:
-            extra += ["style=dashed", 'label="  memory  "']
+            extra += ["style=dashed", f'label="  {"then" if crosses else "memory"}  "']
+        elif crosses:
+            shape = shape_text(self.text["shape"][src])
+            extra += ["style=dashed", f"label={quoted(f'  copied {shape}  ')}"]
         elif self.shown[src]:
             # Blanks keep the text off the line.
             extra.append(f"label={quoted('  ' + shape_text(self.text['shape'][src]) + '  ')}")

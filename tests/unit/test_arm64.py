@@ -225,11 +225,11 @@ def test_the_structs_are_laid_out_as_on_x86(tmp_path: Path) -> None:
     subprocess.run([GCC, "-fsyntax-only", f"-I{PROGRAMS}", source], check=True)
 
 
-def test_probes_says_that_costs_are_estimates(run_profinfer: Any, engine: Path) -> None:
-    done = run_profinfer("probes", engine)
+def test_probes_says_that_costs_are_estimates(call_profinfer: Any, engine: Path) -> None:
+    done = call_profinfer("probes", engine)
     assert done.returncode == 0
     assert "ns/hit is an estimate: not measured on aarch64" in done.stdout
-    data = json.loads(run_profinfer("probes", "--format", "json", engine).stdout)
+    data = json.loads(call_profinfer("probes", "--format", "json", engine).stdout)
     assert (data["machine"], data["costs"]) == ("aarch64", "estimate")
 
 

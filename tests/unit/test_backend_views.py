@@ -14,10 +14,11 @@ from pathlib import Path
 import pandas as pd
 import perfetto_check
 import pytest
-from builders import TraceBuilder
+from builders import TraceBuilder, sample_run
 from test_backend_model import TID, Builder, opened, products
 
 from profinfer.analysis import backendfindings, comparison, contexts, devicetimes, lifeledger
+from profinfer.cli import group, run
 from profinfer.elf.modules import open_program
 from profinfer.elf.plugins import plugins
 from profinfer.errors import UsageProblem
@@ -168,6 +169,34 @@ def test_parts_of_a_profile_go_to_the_calls_of_their_splits(tmp_path: Path) -> N
     assert any("they cannot be told apart by call" in note.text for note in whole.notes)
 
 
+def test_device_times_are_in_the_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    b = Builder()
+    for number, n in enumerate((5, 1)):
+        ts = 1000 * (number + 1)
+        b.call_begin(TID, ts, n_tokens=n, pos_first=5 * number)
+        b.split(ts + 100, ts + 200, products(), "Vulkan")
+        b.call_end(TID, ts + 500)
+    trace, log, out = b.write(tmp_path / "vk.pf"), tmp_path / "vk.log", tmp_path / "vk.html"
+    log.write_text(VULKAN)
+    args = ["report", str(trace), "--device-times", str(log)]
+    assert run(group, [*args, "--html", str(out)]) == 0
+    page = out.read_text()
+    assert 'id="backends-device_times"' in page and 'id="backends-2-device_times"' in page
+    assert "On the device, by" in page and "FLASH_ATTN_EXT" in page
+    # What would be passed over is refused.
+    refused = [
+        (["--html", str(out), "--op", "ADD"], "are of whole graphs"),
+        (["--plots", str(tmp_path / "p")], "--by backend, or --html FILE"),
+    ]
+    for more, says in refused:
+        assert run(group, [*args, *more]) == 2
+        assert says in capsys.readouterr().err
+    cpu = sample_run(layers=1).builder.write(tmp_path / "cpu.pf")
+    args[1] = str(cpu)
+    assert run(group, [*args, "--html", str(tmp_path / "cpu.html")]) == 2
+    assert "no other backend than the CPU" in capsys.readouterr().err
+
+
 def test_what_is_no_profile_is_refused() -> None:
     with pytest.raises(UsageProblem, match="no device times"):
         devicetimes.read("root:x:0:0\n", "/etc/passwd")
@@ -277,6 +306,47 @@ def test_a_server_of_another_machine_is_refused(tmp_path: Path) -> None:
     server = Trace.open(other.write(tmp_path / "other.pf"))
     with pytest.raises(UsageProblem, match="another machine"):
         backend_events(trace, None, server)
+
+
+@pytest.mark.parametrize(
+    ("served", "says"),
+    [
+        ([], "is no recording of an RPC server"),
+        ([(2_000_000_000, 26)], "is a recording at another time"),
+        ([(10, 26)], "is a recording at another time"),
+        ([(1200, 28)], "is a recording of other commands"),
+    ],
+)
+def test_what_is_no_server_of_it_is_refused(
+    tmp_path: Path, served: list[tuple[int, int]], says: str
+) -> None:
+    b = Builder()
+    client(b)
+    trace = opened(b, tmp_path)
+    other = Builder()
+    alloc = {"id": 28, "role": "work.serve", "kind": "uprobe"}
+    alloc["function"] = "_ZN10rpc_server12alloc_bufferERK"
+    other.meta["plan"]["probes"] = [*other.meta["plan"]["probes"], alloc]
+    other.call_begin(TID, 1)
+    for ts, function in served:
+        other.work(ts, ts + 50, function, tid=91)
+    other.call_end(TID, 3_000_000_000)
+    server = Trace.open(other.write(tmp_path / "server.pf"))
+    # Also where only some calls are exported, of which no message is drawn.
+    for selection in (None, trace.select(phase="decode")):
+        with pytest.raises(UsageProblem, match=says):
+            backend_events(trace, selection, server)
+
+
+def test_what_sent_nothing_has_no_server(tmp_path: Path) -> None:
+    b = Builder()
+    b.call_begin(TID, 1000)
+    b.call_end(TID, 2000)
+    trace = opened(b, tmp_path)
+    server = Builder()
+    server.work(1200, 1700, 26, tid=91)
+    with pytest.raises(UsageProblem, match="sent nothing to an RPC server"):
+        backend_events(trace, None, Trace.open(server.write(tmp_path / "server.pf")))
 
 
 # --- what is probed, and when ---------------------------------------------------------------------

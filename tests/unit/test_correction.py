@@ -38,20 +38,22 @@ def test_each_execution_is_shorter_by_a_hit(trace: Trace) -> None:
     assert any("0.80 µs" in note.text for note in result.notes)
 
 
-def test_command_line(trace: Trace, run_profinfer, tmp_path: Path) -> None:
-    done = run_profinfer("report", trace.path, "--corrected", "--by", "node", "--format", "json")
+def test_command_line(trace: Trace, call_profinfer, tmp_path: Path) -> None:
+    done = call_profinfer("report", trace.path, "--corrected", "--by", "node", "--format", "json")
     assert done.returncode == 0, done.stderr
     names = {c["name"] for c in json.loads(done.stdout)["results"][0]["columns"]}
     assert {"wall_ns", "corrected_ns", "corrected_per_token_ns"} <= names
-    whole = run_profinfer("report", trace.path, "--corrected")
+    whole = call_profinfer("report", trace.path, "--corrected")
     assert "corrected" in whole.stdout and max(map(len, whole.stdout.splitlines())) <= 80
     without = sample_run().builder.write(tmp_path / "without.pf")
-    refused = run_profinfer("report", without, "--corrected")
+    refused = call_profinfer("report", without, "--corrected")
     assert refused.returncode != 0 and "leave out --corrected" in refused.stderr
 
 
 @pytest.mark.parametrize("view", [["--by", "thread"], ["--by", "token"], ["--roofline"]])
-def test_views_without_corrected_times_say_so(trace: Trace, run_profinfer, view: list[str]) -> None:
-    done = run_profinfer("report", trace.path, "--corrected", *view)
+def test_views_without_corrected_times_say_so(
+    trace: Trace, call_profinfer, view: list[str]
+) -> None:
+    done = call_profinfer("report", trace.path, "--corrected", *view)
     assert done.returncode != 0
     assert f"{' '.join(view)} has no corrected times" in done.stderr

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from builders import TraceBuilder, sample_run
-from fuzz_reader import content, mutate, reframe, sound_trace, verdict
+from fuzz_reader import Content, content, mutate, reframe, sound_trace, verdict
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -286,13 +286,21 @@ def test_an_update_that_breaks_the_metadata_is_ignored(tmp_path: Path) -> None:
         assert any("UPDATE chunk 0 was ignored" in problem for problem in reader.problems)
 
 
+@pytest.fixture(scope="module")
+def original(tmp_path_factory: pytest.TempPathFactory, good: bytes) -> Content:
+    path = tmp_path_factory.mktemp("sound") / "good.pf"
+    path.write_bytes(good)
+    said, problems = content(path)
+    assert problems == []
+    return said
+
+
 @settings(max_examples=300, deadline=None)
 @given(seed=st.integers(min_value=0, max_value=2**32))
-def test_mutations(tmp_path_factory: pytest.TempPathFactory, good: bytes, seed: int) -> None:
+def test_mutations(
+    tmp_path_factory: pytest.TempPathFactory, good: bytes, original: Content, seed: int
+) -> None:
     path = tmp_path_factory.getbasetemp() / "mutated.pf"
-    path.write_bytes(good)
-    original, problems = content(path)
-    assert problems == []
     rng = random.Random(seed)
     if seed % 4:
         verdict(path, mutate(good, rng)[1], original)
@@ -300,7 +308,7 @@ def test_mutations(tmp_path_factory: pytest.TempPathFactory, good: bytes, seed: 
         verdict(path, reframe(good, rng), original, sealed=False)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(data=st.binary(max_size=400))
 def test_any_bytes_after_a_good_header(
     tmp_path_factory: pytest.TempPathFactory, data: bytes

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -131,6 +132,23 @@ def test_one_run_a_side_finds_a_large_change_of_one_operator(tmp_path: Path) -> 
     assert row["diff_ns"] == pytest.approx(row["b_ns"] - row["a_ns"])
     assert gate(changes, found, None, 0.1) != []
     assert gate(changes, found, None, 0.35) == []
+
+
+def test_large_changes_are_quotients(tmp_path: Path) -> None:
+    def slow(seed: int) -> Takes:
+        usual = noisy(seed, slow="ffn_out", by=5)
+        return lambda node, thread: 14 * usual(node, thread)
+
+    a = [write(tmp_path / f"a{i}.pf", i) for i in range(3)]
+    b = [write(tmp_path / f"b{i}.pf", 9 + i, takes=slow(9 + i)) for i in range(3)]
+    changes, found = judged(a, b)
+    said, failed = found.sentence, " ".join(gate(changes, found, 0.03, 0.03))
+    quotient = r"1\d\.\dx"
+    assert re.match(
+        rf"b needs {quotient} the time per decoded token \(95 %: {quotient} to {quotient}\)", said
+    )
+    assert re.search(rf"grew to at least {quotient} \(95 %\), over 3 %", failed)
+    assert re.search(r"takes at least \d\.\dx as long by itself", failed)
 
 
 @pytest.mark.parametrize("mode", [0.0, 0.06])

@@ -27,10 +27,11 @@ class FakeRing:
     def put(self, payload: bytes, flags: int = 0) -> bytes:
         """Append an entry; returns its bytes without what pads it."""
         entry = struct.pack("<II", len(payload) | flags, 0) + payload
-        for n, byte in enumerate(entry):
-            place = 2 * PAGE + (self.produced + n) % SIZE
+        begin = self.produced % SIZE
+        first = entry[: SIZE - begin]
+        for piece, place in ((first, begin), (entry[len(first) :], 0)):
             for mapped in (place, place + SIZE):
-                os.pwrite(self.fd, bytes([byte]), mapped)
+                os.pwrite(self.fd, piece, 2 * PAGE + mapped)
         self.produced += (len(entry) + 7) & ~7
         os.pwrite(self.fd, struct.pack("<Q", self.produced), PAGE)
         return entry

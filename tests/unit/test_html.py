@@ -233,8 +233,10 @@ def test_contradictions_are_one_line(
 
 
 def test_nothing_else_is_overwritten(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    trace = tmp_path / "t.pf"
-    trace.write_bytes((GOLDEN / "pair.pf").read_bytes())
+    # Without operators: a page that is soon made.
+    trace = sample_run(layers=1, plan={"level": "graph", "ops": {"mode": "none"}}).builder.write(
+        tmp_path / "t.pf"
+    )
     other = tmp_path / "thesis.html"
     other.write_text("<!doctype html>\n<p>mine")
     assert html(trace, other) == 2

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import re
 import shutil
+from html import unescape
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -28,11 +31,11 @@ def ids_of(trace: Path, tmp_path: Path, *args: str) -> set[str]:
 
 
 def test_the_whole_run_and_its_one_generation(tmp_path: Path) -> None:
-    ids = ids_of(GOLDEN / "generation.pf", tmp_path)
+    ids = ids_of(GOLDEN / "pair.pf", tmp_path)
     assert {"run-run_ledger", "requests-generations", "requests-first_tokens"} <= ids
     assert "requests-contexts" not in ids and "backends" not in ids
     # Of a part of each graph there is no whole.
-    narrowed = ids_of(GOLDEN / "generation.pf", tmp_path, "--op", "MUL_MAT")
+    narrowed = ids_of(GOLDEN / "pair.pf", tmp_path, "--op", "MUL_MAT")
     assert not {"run", "requests"} & narrowed
 
 
@@ -78,3 +81,18 @@ def test_the_drawn_layer_is_among_the_plots(tmp_path: Path) -> None:
     text = path.read_text()
     assert "MUL_MAT" in text and 'fill="#fff"' in text
     assert "\ntext {" not in text  # its letters are its own
+
+
+@pytest.mark.parametrize("args", [(), ("--phase", "prefill")])
+def test_findings_are_those_of_the_terminal(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], args: tuple[str, ...]
+) -> None:
+    """Of the whole run, whatever part of it is shown."""
+    trace = GOLDEN / "disturbed.pf"
+    assert run(command, [str(trace), *args, "--format", "json"]) == 0
+    results = json.loads(capsys.readouterr().out)["results"]
+    told = next(r for r in results if r["name"] == "findings")
+    assert html(trace, tmp_path / "page.html", *args) == 0
+    listed = (tmp_path / "page.html").read_text().split('class="findings"')[1].split("</ul>")[0]
+    texts = [unescape(text) for text in re.findall(r"<li>(.*?)</li>", listed)]
+    assert texts == [note["text"].removeprefix("- ") for note in told["notes"]] and texts

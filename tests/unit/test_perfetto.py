@@ -361,7 +361,7 @@ def test_tables_may_be_empty(run: Timeline, keep: tuple[str, ...]) -> None:
     grain=st.sampled_from([1, 3, 1000]),
     block_ops=st.sampled_from([1, 7, 1 << 15]),
 )
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 def test_coarse_clocks_keep_every_slice(seed: int, grain: int, block_ops: int) -> None:
     """A clock that ticks rarely gives slices of no duration, and many at one moment."""
     rng = np.random.default_rng(seed)

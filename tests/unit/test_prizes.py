@@ -166,9 +166,11 @@ def test_the_output_head(tmp_path: Path) -> None:
     assert found(play, tmp_path) == {}
 
 
+ATTENTION = {index_of(name) for name in ("kq-0", "kq_soft_max-0", "kq-1", "kq_soft_max-1")}
+
+
 def attention(n: int, t: int) -> int:
-    names = ("kq-0", "kq_soft_max-0", "kq-1", "kq_soft_max-1")
-    return MS if n in [index_of(name) for name in names] else 100 * US
+    return MS if n in ATTENTION else 100 * US
 
 
 def test_attention_over_a_long_context(tmp_path: Path) -> None:

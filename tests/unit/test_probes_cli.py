@@ -15,8 +15,8 @@ needs_build = pytest.mark.skipif(
 
 
 @needs_build
-def test_the_page_fits_80_columns(run_profinfer: Any, fake_ggml: Path) -> None:
-    done = run_profinfer("probes", fake_ggml, "--tokens", "3")
+def test_the_page_fits_80_columns(call_profinfer: Any, fake_ggml: Path) -> None:
+    done = call_profinfer("probes", fake_ggml, "--tokens", "3")
     assert done.returncode == 0 and done.stderr == ""
     lines = done.stdout.splitlines()
     assert max(map(len, lines)) <= 80
@@ -28,16 +28,16 @@ def test_the_page_fits_80_columns(run_profinfer: Any, fake_ggml: Path) -> None:
 
 
 @needs_build
-def test_stack_places_are_not_taken_for_markup(run_profinfer: Any, build_fake_ggml: Any) -> None:
+def test_stack_places_are_not_taken_for_markup(call_profinfer: Any, build_fake_ggml: Any) -> None:
     program = build_fake_ggml(cflags="-O0")
-    text = run_profinfer("probes", program).stdout
+    text = call_profinfer("probes", program).stdout
     assert "index in [rbp-" in text
 
 
 @needs_build
 @pytest.mark.parametrize("level", ["token", "graph", "op"])
-def test_levels(run_profinfer: Any, fake_ggml: Path, level: str) -> None:
-    done = run_profinfer("probes", "--level", level, fake_ggml)
+def test_levels(call_profinfer: Any, fake_ggml: Path, level: str) -> None:
+    done = call_profinfer("probes", "--level", level, fake_ggml)
     assert done.returncode == 0
     assert ("an operator ends" in done.stdout) == (level == "op")
     assert ("ggml_graph_compute" in done.stdout) == (level != "token")
@@ -54,7 +54,7 @@ def test_json(run_profinfer: Any, fake_ggml: Path) -> None:
     )
 
 
-def test_programs_that_are_none(run_profinfer: Any, tmp_path: Path) -> None:
+def test_programs_that_are_none(call_profinfer: Any, tmp_path: Path) -> None:
     (tmp_path / "text").write_text("hello\n")
     (tmp_path / "empty").touch()
     for target, message in [
@@ -65,7 +65,7 @@ def test_programs_that_are_none(run_profinfer: Any, tmp_path: Path) -> None:
         (tmp_path, "a folder, not a program"),
         ("no-such-program-anywhere", "not found"),
     ]:
-        done = run_profinfer("probes", target)
+        done = call_profinfer("probes", target)
         assert done.returncode == 1 and done.stdout == ""
         lines = done.stderr.splitlines()
         assert message in lines[0] and lines[0].startswith("profinfer: ")

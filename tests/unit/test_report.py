@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from builders import TraceBuilder, sample_run
+from fuzz_report import fuzz
 
 from profinfer.cli import run
 from profinfer.cli.report import command
@@ -137,7 +138,14 @@ def test_an_unfinished_recording_says_so(
     assert "trailer" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("seed", range(4))
+def test_wrong_records_are_no_crash(monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
+    """A sample of ``make fuzz``."""
+    monkeypatch.setenv("PROFINFER_DEBUG", "1")
+    assert sum(fuzz(6, seed).values()) == 6
+
+
+@pytest.mark.parametrize("seed", range(6))
 def test_a_damaged_trace_is_reported_or_refused_never_a_crash(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], seed: int
 ) -> None:

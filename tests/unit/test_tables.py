@@ -36,9 +36,9 @@ def test_ids_are_row_numbers(trace: Trace) -> None:
         assert trace.tables[table][column].tolist() == list(range(len(trace.tables[table])))
 
 
-def test_tables_as_files(trace: Trace, tmp_path: Path, run_profinfer) -> None:
+def test_tables_as_files(trace: Trace, tmp_path: Path, call_profinfer) -> None:
     folder = tmp_path / "tables"
-    done = run_profinfer("export", trace.path, "--csv", folder)
+    done = call_profinfer("export", trace.path, "--csv", folder)
     assert done.returncode == 0, done.stderr
     assert {p.stem for p in folder.iterdir()} == set(trace.tables)
     for name in ("calls", "ops", "nodes"):
@@ -46,10 +46,10 @@ def test_tables_as_files(trace: Trace, tmp_path: Path, run_profinfer) -> None:
         assert list(read.columns) == list(trace.tables[name].columns)
         assert len(read) == len(trace.tables[name])
     assert pd.read_csv(folder / "ops.csv")["end_ns"].tolist() == trace.ops["end_ns"].tolist()
-    again = run_profinfer("export", trace.path, "--csv", folder)
+    again = call_profinfer("export", trace.path, "--csv", folder)
     assert again.returncode != 0 and "--force" in again.stderr
-    assert run_profinfer("export", trace.path, "--csv", folder, "--force").returncode == 0
-    both = run_profinfer("export", trace.path, "--csv", folder, "-o", tmp_path / "x")
+    assert call_profinfer("export", trace.path, "--csv", folder, "--force").returncode == 0
+    both = call_profinfer("export", trace.path, "--csv", folder, "-o", tmp_path / "x")
     assert both.returncode != 0 and "Traceback" not in both.stderr
 
 

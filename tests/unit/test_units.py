@@ -72,6 +72,12 @@ def test_percent_never_hides_a_little_and_never_invents() -> None:
     assert units.format_percent(-0.0001) == ">-0.1 %"
     assert units.format_percent(0.0001, digits=2) == "0.01 %"
     assert units.format_percent(math.inf) == "-"
+    assert units.format_percent(13.508) == "1,350.8 %"
+
+
+def test_large_changes_are_told_as_quotients() -> None:
+    told = [units.format_change(x) for x in (-0.2, 0.05, 1.99, 2, 13.5, 1350)]
+    assert told == ["20.0 %", "5.0 %", "199.0 %", "3.0x", "14.5x", "1,351x"]
 
 
 def test_counts() -> None:

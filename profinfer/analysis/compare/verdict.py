@@ -15,7 +15,7 @@ from profinfer.analysis.compare.noise import MATERIAL
 from profinfer.analysis.compare.views import unit_of
 from profinfer.analysis.compare.whole import DRIFT, Whole
 from profinfer.analysis.result import Note
-from profinfer.units import format_ns
+from profinfer.units import TIMES_FROM, format_change, format_ns, format_percent, format_times
 
 _SAME = 0.0005  # logarithm of b / a: nothing that one decimal would show
 _NAMED = 2  # operators that the sentence names
@@ -66,9 +66,15 @@ def _whole(changes: Changes, whole: Whole) -> str:
     unit = unit_of(changes.of.phase)
     if abs(whole.change) < _SAME:
         return f"a and b need the same time per {unit}"
-    size = _percent(abs(whole.change)) if whole.change > 0 else _percent(whole.change).lstrip("-")
-    needs = f"b needs {size} % {'more' if whole.change > 0 else 'less'} time per {unit}"
-    ends = [_percent(x) for x in (whole.low, whole.high)]
+    grown = float(np.expm1(whole.change))
+    many = grown >= TIMES_FROM - 1
+    if many:
+        needs = f"b needs {format_change(grown)} the time per {unit}"
+        ends = [format_times(float(np.exp(x))) for x in (whole.low, whole.high)]
+    else:
+        more = "more" if grown > 0 else "less"
+        needs = f"b needs {format_change(grown)} {more} time per {unit}"
+        ends = [_percent(x) for x in (whole.low, whole.high)]
     if whole.high < 0:  # "less" has been said
         ends = [end.lstrip("-") for end in reversed(ends)]
     interval = f"95 %: {ends[0]} to {ends[1]}"
@@ -94,12 +100,17 @@ def _operators(changes: Changes, whole: Whole, found: pd.DataFrame) -> str:
         if whole.sure and _EXPLAINS[0] <= part <= _EXPLAINS[1]:
             said.append(f"{name} explains {100 * part:.0f} % of it")
         else:
-            more = "slower" if row["own"] > 0 else "faster"
-            size = f"{100 * abs(row['own']):.1f} %"
-            said.append(f"{name} is {size} {more} by itself ({format_ns(abs(row['own_ns']))})")
+            said.append(f"{name} {_by_itself(row['own'])} ({format_ns(abs(row['own_ns']))})")
     if len(found) > _NAMED:
         said.append(f"{len(found) - _NAMED} more")
     return ", ".join(said)
+
+
+def _by_itself(own: float, least: str = "") -> str:
+    """How much slower or faster an operator is, beyond what all share."""
+    if own >= TIMES_FROM - 1:
+        return f"takes {least}{format_change(own)} as long by itself"
+    return f"is {least}{format_change(own)} {'slower' if own > 0 else 'faster'} by itself"
 
 
 def _graph(changes: Changes, kinds: pd.DataFrame) -> str:
@@ -162,17 +173,21 @@ def gate(
     if limit is not None:
         own = max(_own(changes.by(key)) for key in ("kind", "role")) / max(changes.total_a, 1.0)
         if found.whole.worse_than(limit):
-            more = _percent(found.whole.at_least)
-            out.append(f"time per {unit} grew by at least {more} % (95 %), over {100 * limit:g} %")
+            least = float(np.expm1(found.whole.at_least))
+            grew = "grew to" if least >= TIMES_FROM - 1 else "grew by"
+            out.append(
+                f"time per {unit} {grew} at least {format_change(least)} (95 %), "
+                f"over {100 * limit:g} %"
+            )
         elif own > limit:
             out.append(
-                f"operators that changed by themselves add at least {100 * own:.1f} % to the time "
-                f"per {unit} (95 %), over {100 * limit:g} %"
+                f"operators that changed by themselves add at least {format_percent(own)} to the "
+                f"time per {unit} (95 %), over {100 * limit:g} %"
             )
     if op_limit is not None:
         bad = found.culprits[found.culprits["low"] > op_limit]
         out += [
-            f"{row['label']} {row['op']} is at least {100 * row['low']:.1f} % slower by itself "
+            f"{row['label']} {row['op']} {_by_itself(row['low'], 'at least ')} "
             f"(95 %), over {100 * op_limit:g} %"
             for _, row in bad.iterrows()
         ]

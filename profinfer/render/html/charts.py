@@ -14,6 +14,7 @@ from profinfer.analysis.result import Unit
 
 # Colours are numbers here; the style sheet gives them their values, for light and for dark.
 TONES = 8
+ALL_TONES = 13  # with those for charts of many parts, such as the ledger
 MUTED, ACCENT = "muted", "accent"
 Tone = int | str
 

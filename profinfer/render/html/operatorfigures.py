@@ -22,10 +22,12 @@ def tones(roles: Sequence[str]) -> dict[str, int]:
     return {role: min(i, TONES - 1) for i, role in enumerate(roles)}
 
 
-# The colour of a row of the ledger does not depend on which other rows there are.
+# The colour of a row of the ledger does not depend on which other rows there are. Each has its own;
+# of compute, graphs and calls a ledger has one.
 _LEDGER = {
-    "compute": 0, "graphs": 0, "calls": 0, "wait": 1, "torn": 7, "empty": 7, "gaps": 3, "walk": 7,
-    "build": 5, "sampling": 2, "between": 4, "unseen": 7,
+    "compute": 0, "graphs": 0, "calls": 0, "wait": 1, "torn": 11, "empty": 9, "gaps": 3,
+    "backends": 6, "copies": 8, "waits": 10, "walk": 7, "build": 5, "unseen": 12, "sampling": 2,
+    "between": 4,
 }  # fmt: skip
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 
-from profinfer.render.html.charts import Chart, Drawing
+from profinfer.render.html.charts import ALL_TONES, Chart, Drawing
 from profinfer.render.html.page import drawn, stylesheet
 
 # A drawing brings its own letters.
@@ -27,7 +27,7 @@ text.title { fill: %(ink)s; } text.end { font-weight: 600; }
 def standalone(chart: Chart) -> str:
     """The SVG file, in the colours of the light page."""
     colours = dict(re.findall(r"--([\w-]+): (#\w+);", stylesheet().split("}", 1)[0]))
-    tones = {f"t{i}": colours[f"c{i}"] for i in range(8)}
+    tones = {f"t{i}": colours[f"c{i}"] for i in range(ALL_TONES)}
     tones |= {"tmuted": colours["c-muted"], "taccent": colours["accent"]}
     own = isinstance(chart, Drawing)
     rules = ["" if own else _TEXT % colours, _FIXED % colours]
