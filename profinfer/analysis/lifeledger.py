@@ -224,7 +224,10 @@ def _ends(trace: Trace) -> tuple[int, int]:
 def _caller(trace: Trace) -> int:
     """The thread that makes most calls."""
     tids = (trace.calls if len(trace.calls) else trace.graphs)["tid"].to_numpy()
-    return int(np.bincount(tids).argmax()) if len(tids) else trace.meta.target.pid or -1
+    if not len(tids):
+        return trace.meta.target.pid or -1
+    each, calls = np.unique(tids, return_counts=True)
+    return int(each[calls.argmax()])
 
 
 def _states(trace: Trace) -> dict[int, Spans]:

@@ -18,7 +18,7 @@ import pandas as pd
 from profinfer.analysis import counters, shapes
 from profinfer.analysis.backends import chosen
 from profinfer.analysis.dag import Dag, Paths
-from profinfer.analysis.graphpieces import Piece, joined, said
+from profinfer.analysis.graphpieces import Piece, joined, made_before, said
 from profinfer.analysis.graphtimes import measured, ran_into
 from profinfer.analysis.tokensplits import Pass
 from profinfer.analysis.work import per_execution
@@ -264,6 +264,10 @@ def _sources(trace: Trace, pieces: tuple[Piece, ...], nodes: pd.DataFrame) -> pd
         )
     edges: pd.DataFrame = pd.concat(parts, ignore_index=True)
     names = edges["src_name"].astype(str)
+    if len(pieces) > 1:
+        outside = ((edges["src_idx"] < 0) & ~edges["src_is_weight"]).to_numpy(bool)
+        found = made_before(edges["idx"], names, outside, nodes["name"].astype(str), pieces)
+        edges["src_idx"] = edges["src_idx"].where(found < 0, found)
     kind = np.where(
         edges["src_idx"] >= 0,
         NODE,

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from builders import Graph, Node, TraceBuilder, sample_run
+from builders import Graph, Node, TraceBuilder, llama_graph, sample_run
 from test_backend_model import CPU_BASE, RPC_BASE, TID, Builder
 
 from profinfer.analysis.opgraph import definitions, op_graph
@@ -127,6 +128,37 @@ def test_without_copies_a_split_comes_after_the_one_before(tmp_path: Path) -> No
     """As with BLAS, which reads where the CPU has written."""
     found = edges(recorded(tmp_path, copies=False))
     assert {("ffn_out-0", "ffn_up-1", True), ("l_out-1", "result_output", True)} <= found
+
+
+@pytest.mark.parametrize("cuts", [(5,), (3, 4, 9, 20, 21), tuple(range(1, 36))])
+def test_cut_anywhere_the_graph_is_the_same(tmp_path: Path, cuts: tuple[int, ...]) -> None:
+    """Where backends share the CPU's memory sources tell everything, as with BLAS."""
+    whole = llama_graph(layers=2)
+    bounds = [0, *cuts, len(whole.nodes)]
+    b = Builder()
+    b.call_begin(TID, 1000, n_tokens=1, pos_first=4, pos_last=4)
+    ts = cpu(b, whole, 1100)
+    b.call_end(TID, ts + 10)
+    b.call_begin(TID, ts + 100, n_tokens=1, pos_first=5, pos_last=5)
+    ts += 200
+    for number, (first, last) in enumerate(pairwise(bounds)):
+        piece = Graph(whole.nodes[first:last], whole.leafs, 0x1000 * (number + 1))
+        if number % 2:
+            b.split(ts, ts + 50, piece, "BLAS", backend=0xB3)
+            ts += 100
+        else:
+            ts = cpu(b, piece, ts) + 50
+    b.call_end(TID, ts)
+    trace = Trace.open(b.write(tmp_path / "t.pf"))
+    selection = trace.select(phase="decode")
+    found = {len(p.defs): op_graph(trace, p, selection) for p in passes(trace, selection)}
+    one, many = found[1], found[len(cuts) + 1]
+    assert many.texts("name") == one.texts("name")
+    # Between operators: whether a cache's view or who reads it waits for the writer is one.
+    for name in ("src", "dst", "memory"):
+        assert getattr(one.folded, name).tolist() == getattr(many.folded, name).tolist()
+    columns = ["idx", "slot", "src_idx", "src_name", "kind"]
+    assert one.sources[columns].to_numpy().tolist() == many.sources[columns].to_numpy().tolist()
 
 
 def test_ubatches_are_passes_of_their_own(tmp_path: Path) -> None:
