@@ -322,7 +322,7 @@ def test_a_device_that_is_slower_is_not_said_to_be_faster(tmp_path: Path) -> Non
     slow = run(tmp_path / "b", "Vulkan", [Call()] * 40)
     changes, found = judged([fast], [slow])
     assert (changes.total_a, changes.total_b) == (COMPUTE, DONE)
-    assert "b needs 233.3 % more time per decoded token" in found.sentence
+    assert "b needs 3.3x the time per decoded token" in found.sentence
 
 
 def test_the_live_view_counts_what_is_done(trace: Trace) -> None:
