@@ -11,7 +11,7 @@ import pandas as pd
 from profinfer.analysis import notes
 from profinfer.analysis.result import Column, Note, Result
 from profinfer.model.trace import Trace
-from profinfer.units import format_ns, format_percent
+from profinfer.units import format_ns, format_percent, format_things
 
 _COLUMNS = (
     Column("context", "ctx", "id", "Number of the llama_context, in order of first use."),
@@ -139,5 +139,5 @@ def _speculation(trace: Trace, checked: pd.DataFrame) -> list[Note]:
         each = (int(later[0]) - int(begin[first])) / kept
         parts.append(f"a token takes {format_ns(each)}, drafting included")
     if unknown := len(checked) - len(known):
-        parts.append(f"what came of {unknown:,} more checks was not seen")
+        parts.append(f"what came of {format_things(unknown, 'more check')} was not seen")
     return [Note("info", "; ".join(parts))]

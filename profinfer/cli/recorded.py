@@ -73,7 +73,8 @@ def finish(result: RecordResult, options: RecordOptions) -> int:
     if result.not_counted:
         click.echo(f"  {result.not_counted}", err=True)
     if result.forecast is not None:
-        click.echo(f"  probes cost {result.forecast.text}", err=True)
+        text = f"probes cost {result.forecast.text}"
+        click.echo(click.wrap_text(text, 80, "  ", "    "), err=True)
     _say_limits(result)
     if absent := _absent(result, options):
         click.echo(f"  no operator was recorded: {absent}", err=True)
