@@ -10,7 +10,7 @@ import numpy as np
 from profinfer.analysis.backends import chosen, crossing, has_others
 from profinfer.analysis.finding import Finding, Number, Prize
 from profinfer.analysis.hosttime import away_times
-from profinfer.model.results import is_asynchronous
+from profinfer.model.results import asynchronous_names
 from profinfer.model.selection import Selection
 from profinfer.model.trace import Trace
 from profinfer.units import format_bytes, format_ns, format_percent, format_things
@@ -99,7 +99,7 @@ def _waiting(trace: Trace, selection: Selection, spent: int) -> list[Finding]:
     if time < WAITING_MIN * spent or not selection.n_tokens:
         return []
     splits = chosen(trace, trace.splits, selection)
-    names = ", ".join(sorted(set(splits["backend"][is_asynchronous(splits)].astype(str))))
+    names = asynchronous_names(splits)
     text = (
         f"{format_percent(time / spent)} of the calls' time is waiting for {names or 'a backend'}: "
         f"{format_ns(time / selection.n_tokens)} a token"

@@ -14,7 +14,7 @@ import pandas as pd
 from profinfer.analysis import steps as parts
 from profinfer.analysis.steps import Steps
 from profinfer.model.oprows import operator_starts
-from profinfer.model.results import is_asynchronous
+from profinfer.model.results import asynchronous_names
 from profinfer.model.trace import Trace
 from profinfer.units import format_bytes, format_ns, format_things
 
@@ -80,9 +80,7 @@ def reason(trace: Trace, steps: Steps, excess: Excess) -> str:
 def _others(trace: Trace, call: int) -> str:
     """Names of the asynchronous backends that a call used."""
     splits = trace.splits
-    mine = splits[(splits["call_id"] == call).to_numpy() & is_asynchronous(splits)]
-    names = sorted({str(name) for name in mine["backend"] if str(name)})
-    return ", ".join(names) or "another backend"
+    return asynchronous_names(splits[(splits["call_id"] == call).to_numpy()]) or "another backend"
 
 
 def _cells(steps: Steps, at: int) -> str:

@@ -29,6 +29,12 @@ def is_asynchronous(table: pd.DataFrame) -> Mask:
     return np.asarray(~table["backend"].isin(backend_facts().synchronous), bool)
 
 
+def asynchronous_names(table: pd.DataFrame) -> str:
+    """Names of those backends in a table with a column ``backend``; empty where none has one."""
+    names = set(table["backend"][is_asynchronous(table)].astype(str))
+    return ", ".join(sorted(names - {""}))
+
+
 def with_results(
     calls: pd.DataFrame, splits: pd.DataFrame, syncs: Callable[[], pd.DataFrame], lost: Holes
 ) -> pd.DataFrame:
