@@ -13,6 +13,7 @@ import tempfile
 import time
 import zlib
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
@@ -115,15 +116,24 @@ def mutate(data: bytes, rng: random.Random) -> tuple[str, bytes]:
 def reframe(data: bytes, rng: random.Random) -> bytes:
     """Change a payload and make its checksums right again, as a faulty recorder would."""
     header = parse_file_header(memoryview(data), "data")
-    chunks = scan_chunks(data, header.first_chunk).chunks
-    meta, chosen = header.meta, rng.randrange(-1, len(chunks))
-    if chosen == -1:
-        meta = scribble(meta, rng)
+    count = len(scan_chunks(data, header.first_chunk).chunks)
+    chosen = rng.randrange(-1, count)
+    meta = scribble(header.meta, rng) if chosen == -1 else header.meta
+    return rebuilt(data, meta, lambda n, old: scribble(old, rng) if n == chosen else old)
+
+
+def rebuilt(data: bytes, meta: bytes, change: Callable[[int, bytes], bytes]) -> bytes:
+    """The file with other metadata, each chunk's payload changed, and checksums that are right.
+
+    Args:
+        data: a sound file.
+        meta: what stands in its header.
+        change: gives the payload for a chunk's number and payload.
+    """
     out = bytearray(pack_file_header(meta))
-    for number, chunk in enumerate(chunks):
-        payload = data[chunk.offset : chunk.offset + chunk.length]
-        if number == chosen:
-            payload = scribble(payload, rng)
+    first = parse_file_header(memoryview(data), "data").first_chunk
+    for number, chunk in enumerate(scan_chunks(data, first).chunks):
+        payload = change(number, data[chunk.offset : chunk.offset + chunk.length])
         out += pack_chunk_header(chunk.kind, len(payload), chunk.seq, zlib.crc32(payload))
         out += payload.ljust(padded(len(payload)), b"\0")
     return bytes(out)

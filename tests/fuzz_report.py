@@ -20,24 +20,17 @@ import tempfile
 import time
 import traceback
 import warnings
-import zlib
 from collections import Counter
 from pathlib import Path
 from typing import NoReturn
 
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
 
-from fuzz_reader import mutate, reframe  # noqa: E402
+from fuzz_reader import mutate, rebuilt, reframe  # noqa: E402
 
 from profinfer.cli import run  # noqa: E402
 from profinfer.cli.report import command  # noqa: E402
-from profinfer.tracefile.frames import (  # noqa: E402
-    pack_chunk_header,
-    pack_file_header,
-    padded,
-    parse_file_header,
-    scan_chunks,
-)
+from profinfer.tracefile.frames import parse_file_header, scan_chunks  # noqa: E402
 from profinfer.tracefile.schema import RING_DISCARD, ChunkKind  # noqa: E402
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -78,20 +71,19 @@ def mutated(data: bytes, rng: random.Random) -> tuple[str, bytes]:
 def records(data: bytes, rng: random.Random, times: int) -> bytes:
     """Change values of records, lose some, repeat move some; the file is sound."""
     header = parse_file_header(memoryview(data), "data")
-    out = bytearray(pack_file_header(header.meta))
     chunks = scan_chunks(data, header.first_chunk).chunks
     ring = [n for n, chunk in enumerate(chunks) if chunk.kind == ChunkKind.RING]
     hits = Counter(rng.choices(ring, k=times))
-    for number, chunk in enumerate(chunks):
-        payload = data[chunk.offset : chunk.offset + chunk.length]
-        if number in hits:
-            found = entries(payload)
-            for _ in range(hits[number]):
-                spoil(found, rng)
-            payload = b"".join(found)
-        out += pack_chunk_header(chunk.kind, len(payload), chunk.seq, zlib.crc32(payload))
-        out += payload.ljust(padded(len(payload)), b"\0")
-    return bytes(out)
+
+    def change(number: int, payload: bytes) -> bytes:
+        if number not in hits:
+            return payload
+        found = entries(payload)
+        for _ in range(hits[number]):
+            spoil(found, rng)
+        return b"".join(found)
+
+    return rebuilt(data, header.meta, change)
 
 
 def entries(payload: bytes) -> list[bytes]:
