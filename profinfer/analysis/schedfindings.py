@@ -78,7 +78,7 @@ def _shared(case: Case) -> Finding | None:
         "behind_own": Number(share, "ratio", "Of the thread time, behind each other."),
     }
     tries = "keeping other work off these CPUs (taskset, cpuset), or a thread fewer"
-    longest = case.longest_ns("behind_own_ns")
+    longest = case.longest_ns("behind_own")
     return case.finding("shared", share, text, tries, evidence, longest, LONGEST, more=True)
 
 

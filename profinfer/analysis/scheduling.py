@@ -13,9 +13,11 @@ import pandas as pd
 
 from profinfer.analysis import notes
 from profinfer.analysis.result import Column, Note, Result
+from profinfer.model.opsched import ON_CPU
 from profinfer.model.selection import Selection
 from profinfer.model.trace import Trace
 
+I64 = npt.NDArray[np.int64]
 SUMMED = (
     "running_ns", "runnable_ns", "behind_own_ns", "behind_other_ns", "blocked_ns",
     "compute_running_ns", "spinning_ns", "migrations", "involuntary",
@@ -62,35 +64,56 @@ def per_thread(trace: Trace, selection: Selection) -> pd.DataFrame:
 
     Torn operators are left out, as they are of compute and wait.
     """
-    chosen = _whole(trace, selection)
-    tids, at = np.unique(trace.ops["tid"].to_numpy()[chosen], return_inverse=True)
-    return _summed(trace, chosen, at, pd.Index(tids, name="tid"))
+    sums = trace.thread_sums(selection)
+    rows = _disturbed(trace, selection)
+    tid = trace.ops["tid"].to_numpy()[trace.disturbed.at[rows]]
+    at = np.searchsorted(sums.tids, tid)
+    return _summed(trace, rows, at, sums.time, sums.compute, pd.Index(sums.tids, name="tid"))
 
 
 def per_node(trace: Trace, selection: Selection) -> pd.DataFrame:
     """The same sums by node_id, a row for each of the nodes table, all threads together."""
-    chosen = _whole(trace, selection)
-    node = trace.ops["node_id"].to_numpy()[chosen]
-    return _summed(trace, chosen, node, trace.nodes.index)
+    sums = trace.sums(selection)
+    rows = _disturbed(trace, selection)
+    node = trace.ops["node_id"].to_numpy()[trace.disturbed.at[rows]]
+    return _summed(trace, rows, node, sums.thread_time, sums.thread_compute, trace.nodes.index)
 
 
-def _whole(trace: Trace, selection: Selection) -> npt.NDArray[np.int64]:
-    """Rows of the selected operators that are not torn."""
-    return np.flatnonzero(selection.mask(trace.ops) & trace.ops["complete"].to_numpy())
+def _disturbed(trace: Trace, selection: Selection) -> I64:
+    """Rows of ``Trace.disturbed`` that are selected and not torn."""
+    ops = trace.ops.iloc[trace.disturbed.at]
+    return np.flatnonzero(selection.mask(ops) & ops["complete"].to_numpy())
 
 
 def _summed(
-    trace: Trace, chosen: npt.NDArray[np.int64], at: npt.NDArray[np.int64], index: pd.Index
+    trace: Trace, rows: I64, at: npt.NDArray[np.integer], op: I64, compute: I64, index: pd.Index
 ) -> pd.DataFrame:
-    """Sums of the chosen operators by their place ``at`` in ``index``."""
+    """Sums by place in ``index``: all operators were on a CPU, but for the disturbed ones.
 
-    def summed(values: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-        return np.bincount(at, values[chosen], len(index)).astype(np.int64)
+    Args:
+        trace: the trace.
+        rows: the chosen ones of ``Trace.disturbed``.
+        at: place of each of them in ``index``.
+        op: time from begin to release of all operators, by place.
+        compute: time from begin to end, likewise.
+        index: of the table.
+    """
+    told, ops = trace.disturbed, trace.ops
+    moments = {c: ops[f"{c}_ns"].to_numpy()[told.at[rows]] for c in ("begin", "end", "release")}
 
-    ops = trace.ops
-    begin, end, release = (ops[c].to_numpy() for c in ("begin_ns", "end_ns", "release_ns"))
-    columns = {"op_ns": summed(release - begin), "compute_ns": summed(end - begin)}
-    columns |= {name: summed(trace.op_sched[name].to_numpy()) for name in SUMMED}
+    def summed(values: I64) -> I64:
+        return np.bincount(at, values, len(index)).astype(np.int64)
+
+    whole = {"running": op, "compute_running": compute, "spinning": op - compute}
+    columns = {"op_ns": op, "compute_ns": compute}
+    for name in SUMMED:
+        column = name.removesuffix("_ns")
+        values = getattr(told, column)[rows]
+        if column in ON_CPU:
+            since, until = ON_CPU[column]
+            columns[name] = whole[column] - summed(moments[until] - moments[since] - values)
+        else:
+            columns[name] = summed(values)
     return pd.DataFrame(columns, index=index)
 
 

@@ -109,14 +109,19 @@ def quota(trace: Trace) -> float | None:
 
 
 def longest_ns(trace: Trace, selection: Selection, column: str) -> int:
-    """Of each selected operator the longest that any of its threads has in ``op_sched``, summed.
+    """Of each selected operator the longest that any of its threads lost, summed.
 
     Threads lose their time at once and meet at the next barrier: the longest is what delays it.
+
+    Args:
+        trace: the trace.
+        selection: which operators.
+        column: of ``OpSched``, one that is zero of whoever was on a CPU all the time.
     """
-    ops = trace.ops
+    ops = trace.ops.iloc[trace.disturbed.at]
     rows = np.flatnonzero(selection.mask(ops))
     if not len(rows):
         return 0
     graph, node = (ops[c].to_numpy()[rows] for c in ("graph_id", "node_id"))
-    starts = operator_starts(graph, node)
-    return int(np.maximum.reduceat(trace.op_sched[column].to_numpy()[rows], starts).sum())
+    values = getattr(trace.disturbed, column)[rows]
+    return int(np.maximum.reduceat(values, operator_starts(graph, node)).sum())

@@ -38,21 +38,22 @@ def straggler(trace: Trace, selection: Selection) -> Straggler | None:
     At each operator the others' waiting is put down to the thread that came last. Of n threads
     each is last at 1/n of them when nothing is wrong.
     """
-    ops = selection.rows(trace.ops)
-    ops = ops[ops["complete"].to_numpy()]
-    if not len(ops):
+    walls, ops = trace.op_walls, trace.ops
+    chosen = np.flatnonzero(selection.mask(walls) & walls["complete"].to_numpy())
+    if not len(chosen):
         return None
-    graph, node = ops["graph_id"].to_numpy(), ops["node_id"].to_numpy()
-    starts = operator_starts(graph, node)
-    wait = (ops["release_ns"] - ops["end_ns"]).to_numpy()
-    size = np.diff(np.r_[starts, len(ops)])
-    waited = np.add.reduceat(wait, starts)
-    # The row of each operator that waited least: it came last.
-    last = np.lexsort((wait, np.repeat(np.arange(len(starts)), size)))[starts]
-    tids, at = np.unique(ops["tid"].to_numpy()[last], return_inverse=True)
+    computed, waited, size = (
+        walls[c].to_numpy()[chosen] for c in ("compute_sum", "wait_sum", "threads")
+    )
+    # Who came last opened the barrier: it waited for nobody. Of two at once the first one.
+    last = ops["end_ns"].to_numpy() == ops["release_ns"].to_numpy()
+    last &= ops["complete"].to_numpy()
+    at = np.flatnonzero(last & selection.mask(ops))
+    at = at[operator_starts(*(ops[c].to_numpy()[at] for c in ("graph_id", "node_id")))]
+    tids, at = np.unique(ops["tid"].to_numpy()[at], return_inverse=True)
     blamed = np.bincount(at, waited, len(tids))
     n, total = int(size.max()), float(waited.sum())
-    whole = float((ops["release_ns"] - ops["begin_ns"]).sum())
+    whole = float(computed.sum()) + total
     if n < 2 or not whole or total / whole < WAIT_MIN:
         return None
     worst = int(blamed.argmax())

@@ -69,7 +69,7 @@ def preempted(case: Case) -> list[Finding]:
             "times": Number(len(theirs), "count", "Times that it was given one during operators."),
             "behind": Number(share, "ratio", "Of the operators' thread time, behind it."),
         }
-        longest = longest or case.longest_ns("behind_other_ns")
+        longest = longest or case.longest_ns("behind_other")
         saved = min(longest * lost / max(total, 1), lost)
         out.append(
             case.finding("preempted", share, text, tries, evidence, saved, LONGEST, more=True)

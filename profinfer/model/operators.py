@@ -51,6 +51,7 @@ class Operators:
             thread; like ``rows``, ``fused`` is 0.
         empty_walls: per such node; like ``walls``.
         graphs: per graph.
+        tids: threads that have any of these, ascending.
         orphans: visits that no recorded graph fits.
         undefined: records of graphs whose definition is not known.
         bad_index: records that name a node the graph does not have.
@@ -64,6 +65,7 @@ class Operators:
     empty_rows: Rows
     empty_walls: Walls
     graphs: PerGraph
+    tids: I32
     orphans: Orphans
     undefined: int
     bad_index: int
@@ -152,6 +154,7 @@ def build(
         cut(passed, at[2]),
         cut(passed_walls, at[3]),
         PerGraph(about.threads, about.enter, last, covered),
+        tids=np.unique(about.tid),
         orphans=collected.orphans,
         undefined=collected.undefined,
         bad_index=collected.bad_index,

@@ -1,13 +1,14 @@
 """Layer 5: what the scheduler did to each operator of each thread.
 
-Stretches of a thread follow each other without a gap, so the time it spent in a state up to any
-moment is one look-up in a running sum; an operator is the difference of two. The only loop is over
-threads. Must not import pandas or anything above.
+Nearly all operators lie within one stretch of running: nothing happened to them, and they take no
+room here. Of the others, stretches of a thread follow each other without a gap, so the time it
+spent in a state up to any moment is one look-up in a running sum; an operator is the difference of
+two. The only loop is over threads. Must not import pandas or anything above.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +16,7 @@ import numpy.typing as npt
 from profinfer.model.oprows import Rows
 from profinfer.model.schedule import BLOCKED, REASONS, RUNNABLE, RUNNING, Schedule
 
+I32 = npt.NDArray[np.int32]
 I64 = npt.NDArray[np.int64]
 Mask = npt.NDArray[np.bool_]
 _PREEMPTED = REASONS.index("preempted")
@@ -22,11 +24,12 @@ _PREEMPTED = REASONS.index("preempted")
 
 @dataclass(frozen=True)
 class OpSched:
-    """One row per operator and thread, in the order of ``operators.Rows``; all int64.
+    """Operators of threads that were not on a CPU all the time, or not known to be; all int64.
 
     Nanoseconds from begin to release, what is not known left out:
 
     Attributes:
+        at: their rows in ``operators.Rows``, ascending.
         running: on a CPU.
         runnable: waiting for a CPU.
         behind_own: of that, after a thread of the same process was given the CPU.
@@ -39,6 +42,7 @@ class OpSched:
         involuntary: times it lost its CPU although it wanted to go on.
     """
 
+    at: I64
     running: I64
     runnable: I64
     behind_own: I64
@@ -49,6 +53,30 @@ class OpSched:
     spinning: I64
     migrations: I64
     involuntary: I64
+
+    def of_rows(self, rows: I64, column: str) -> I64:
+        """A column of the chosen rows.
+
+        Args:
+            rows: of ``operators.Rows``, ascending.
+            column: one that is zero of whoever was on a CPU all the time: none of ``ON_CPU``.
+        """
+        assert column not in ON_CPU
+        out = np.zeros(len(rows), np.int64)
+        place = np.searchsorted(rows, self.at)
+        found = place < len(rows)
+        found[found] = rows[place[found]] == self.at[found]
+        out[place[found]] = getattr(self, column)[found]
+        return out
+
+
+# Columns that are the operator's own time where nothing happened to it: (from, to).
+ON_CPU = {
+    "running": ("begin", "release"),
+    "compute_running": ("begin", "end"),
+    "spinning": ("end", "release"),
+}
+COLUMNS = tuple(field.name for field in fields(OpSched) if field.name != "at")
 
 
 class Clock:
@@ -71,63 +99,83 @@ class Clock:
         return np.where(at >= 0, total, 0)
 
 
-def per_operator(rows: Rows, schedule: Schedule) -> OpSched:
+def per_operator(rows: Rows, tids: I32, schedule: Schedule) -> OpSched:
     """Join operators and stretches.
 
     Args:
         rows: the operators.
+        tids: threads that they are of.
         schedule: what the threads did; a thread that is not in it was never switched and ran all
             the time.
     """
-    n = len(rows.tid)
-    out = OpSched(*(np.zeros(n, np.int64) for _ in OpSched.__annotations__))
-    if not len(schedule):
-        return out
-    preempted = (schedule.state == RUNNABLE) & (schedule.reason == _PREEMPTED)
-    mine = schedule.by_tgid == schedule.own
-    switched_off = (schedule.reason == _PREEMPTED) & (schedule.state != RUNNING)
-    order = np.argsort(rows.tid, kind="stable")
-    tids, starts = np.unique(rows.tid[order], return_index=True)
-    edges = [*starts.tolist(), n]
-    for number, tid in enumerate(tids.tolist()):
-        which = order[edges[number] : edges[number + 1]]
-        begin, end, release = rows.begin[which], rows.end[which], rows.release[which]
+    parts = []
+    for tid in np.intersect1d(tids, schedule.tid).tolist():
+        which = np.flatnonzero(rows.tid == tid)
         first, last = np.searchsorted(schedule.tid, [tid, tid + 1])
-        part = slice(int(first), int(last))
-        if first == last:
-            out.running[which] = release - begin
-            out.compute_running[which] = end - begin
-            out.spinning[which] = release - end
-            continue
-        since, until = schedule.begin[part], schedule.end[part]
-        state = schedule.state[part]
-        at_begin, at_end, at_release = (
-            np.searchsorted(since, moment, side="right") - 1 for moment in (begin, end, release)
-        )
-        clock = Clock(since, until, state == RUNNING)
-        ran_begin, ran_end = clock.read(at_begin, begin), clock.read(at_end, end)
-        ran_release = clock.read(at_release, release)
-        out.running[which] = ran_release - ran_begin
-        out.compute_running[which] = ran_end - ran_begin
-        out.spinning[which] = ran_release - ran_end
-        for chosen, into in (
-            (state == RUNNABLE, out.runnable),
-            (preempted[part] & mine[part], out.behind_own),
-            (preempted[part] & ~mine[part], out.behind_other),
-            (state == BLOCKED, out.blocked),
-        ):
-            clock = Clock(since, until, chosen)
-            into[which] = clock.read(at_release, release) - clock.read(at_begin, begin)
-            if into is out.runnable:
-                waited = clock.read(at_end, end) - clock.read(at_begin, begin)
-                out.compute_runnable[which] = waited
-        for flag, into in (
-            (schedule.moved[part], out.migrations),
-            (switched_off[part], out.involuntary),
-        ):
-            upto = np.r_[0, np.cumsum(flag)]
-            into[which] = upto[at_release + 1] - upto[at_begin + 1]
-    return out
+        parts.append(_of_thread(rows, which, schedule, slice(int(first), int(last))))
+    if not parts:
+        return OpSched(*(np.zeros(0, np.int64) for _ in fields(OpSched)))
+    whole = [np.concatenate([getattr(part, f.name) for part in parts]) for f in fields(OpSched)]
+    order = np.argsort(whole[0])
+    return OpSched(*(column[order] for column in whole))
+
+
+def _of_thread(rows: Rows, which: I64, schedule: Schedule, part: slice) -> OpSched:
+    """The same of one thread.
+
+    Args:
+        rows: the operators.
+        which: those of the thread.
+        schedule: what the threads did.
+        part: its stretches.
+    """
+    since, until, state = schedule.begin[part], schedule.end[part], schedule.state[part]
+    begin, release = rows.begin[which], rows.release[which]
+    at_begin, at_release = _stretch_at(since, begin), _stretch_at(since, release)
+    calm = (at_begin == at_release) & (at_begin >= 0)
+    calm &= (state == RUNNING)[at_begin] & (release <= until[at_begin])
+    left = np.flatnonzero(~calm)
+    which, at_begin, at_release = which[left], at_begin[left], at_release[left]
+    begin, end, release = begin[left], rows.end[which], release[left]
+    at_end = _stretch_at(since, end)
+
+    def spent(chosen: Mask) -> tuple[I64, I64]:
+        """In these stretches, from begin to end and from begin to release."""
+        clock = Clock(since, until, chosen)
+        upto = clock.read(at_begin, begin)
+        return clock.read(at_end, end) - upto, clock.read(at_release, release) - upto
+
+    def times(flag: Mask) -> I64:
+        """Stretches that have this flag and begin between begin and release."""
+        upto = np.r_[0, np.cumsum(flag)]
+        return upto[at_release + 1] - upto[at_begin + 1]
+
+    preempted = (state == RUNNABLE) & (schedule.reason[part] == _PREEMPTED)
+    mine = schedule.by_tgid[part] == schedule.own
+    compute_running, running = spent(state == RUNNING)
+    compute_runnable, runnable = spent(state == RUNNABLE)
+    return OpSched(
+        at=which,
+        running=running,
+        runnable=runnable,
+        behind_own=spent(preempted & mine)[1],
+        behind_other=spent(preempted & ~mine)[1],
+        blocked=spent(state == BLOCKED)[1],
+        compute_running=compute_running,
+        compute_runnable=compute_runnable,
+        spinning=running - compute_running,
+        migrations=times(schedule.moved[part]),
+        involuntary=times((schedule.reason[part] == _PREEMPTED) & (state != RUNNING)),
+    )
+
+
+def _stretch_at(since: I64, moment: I64) -> I64:
+    """Number of the stretch that each moment lies in, -1 before the first one."""
+    if (moment[1:] < moment[:-1]).any():
+        return np.searchsorted(since, moment, side="right") - 1
+    # A thread has far more operators than stretches: look up the fewer ones.
+    first = np.searchsorted(moment, since, side="left")
+    return np.repeat(np.arange(-1, len(since)), np.diff(np.r_[0, first, len(moment)]))
 
 
 def running_during(schedule: Schedule, begin: I64, end: I64) -> I64:

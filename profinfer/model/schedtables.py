@@ -9,13 +9,13 @@ import numpy as np
 import pandas as pd
 
 from profinfer.model import schedule as states
-from profinfer.model.opsched import OpSched
+from profinfer.model.oprows import Rows
+from profinfer.model.opsched import COLUMNS, ON_CPU, OpSched
 from profinfer.model.schedule import Schedule
 from profinfer.tracefile.reader import TraceReader
 from profinfer.tracefile.schema import CNT_LOST, Kind
 
 _COUNTS = ("migrations", "involuntary")
-_TIMES = tuple(name for name in OpSched.__annotations__ if name not in _COUNTS)
 
 
 def read(reader: TraceReader, last_ns: int) -> Schedule:
@@ -61,9 +61,22 @@ def _named(codes: np.ndarray, names: tuple[str, ...]) -> pd.Categorical:
     return pd.Categorical(np.array(names, object)[codes], categories=list(names))
 
 
-def per_operator(joined: OpSched | None) -> pd.DataFrame:
-    """One row per row of ``ops``; none without scheduler events."""
-    if joined is None:
-        joined = OpSched(*(np.zeros(0, np.int64) for _ in OpSched.__annotations__))
-    times = {f"{name}_ns": getattr(joined, name) for name in _TIMES}
-    return pd.DataFrame(times | {name: getattr(joined, name) for name in _COUNTS}, copy=False)
+def per_operator(rows: Rows | None, joined: OpSched) -> pd.DataFrame:
+    """One row per row of ``ops``.
+
+    Args:
+        rows: the operators, None without scheduler events.
+        joined: those of them that something happened to.
+    """
+    table = {}
+    for name in COLUMNS:
+        if rows is None:
+            column = np.zeros(0, np.int64)
+        elif name in ON_CPU:
+            since, until = ON_CPU[name]
+            column = getattr(rows, until) - getattr(rows, since)
+        else:
+            column = np.zeros(len(rows.tid), np.int64)
+        column[joined.at] = getattr(joined, name)
+        table[name if name in _COUNTS else f"{name}_ns"] = column
+    return pd.DataFrame(table, copy=False)

@@ -1,6 +1,7 @@
-"""Layer 5: the operators of a selection summed per node, in one pass over the events.
+"""Layer 5: the operators of a selection summed per node and per thread.
 
-Views group nodes, of which there are few; only this file looks at every operator for them.
+Views group nodes and threads, of which there are few; only this file looks at every operator for
+them.
 Must not import the analyses or above.
 """
 
@@ -11,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from profinfer.model.oprows import Walls
+from profinfer.model.oprows import Rows, Walls
 from profinfer.model.selection import Selection
 
 I64 = npt.NDArray[np.int64]
@@ -31,6 +32,8 @@ class NodeSums:
         covered: nodes before this one that were computed with it, summed over its executions.
         compute_max: ns of the slowest thread of each execution, summed, torn ones left out.
         whole_wall: ns of the executions that are not torn.
+        thread_compute: ns of computing, all threads added up, torn ones left out.
+        thread_time: ns from begin to release, likewise.
     """
 
     calls: I64
@@ -42,6 +45,23 @@ class NodeSums:
     covered: I64
     compute_max: int
     whole_wall: int
+    thread_compute: I64
+    thread_time: I64
+
+
+@dataclass(frozen=True)
+class ThreadSums:
+    """Sums per thread over its operators, torn ones left out; arrays of shape (threads,).
+
+    Attributes:
+        tids: threads that have any.
+        compute: ns from begin to end.
+        time: ns from begin to release.
+    """
+
+    tids: npt.NDArray[np.int32]
+    compute: I64
+    time: I64
 
 
 def per_node(walls: Walls, selection: Selection) -> NodeSums:
@@ -63,6 +83,7 @@ def per_node(walls: Walls, selection: Selection) -> NodeSums:
     mean_compute, mean_wait = compute // threads, wait // threads
     torn = np.flatnonzero(~whole)
     mean_compute[torn] = mean_wait[torn] = 0
+    all_compute = _summed(node, compute, n) - _summed(node[torn], compute[torn], n)
     slowest = np.zeros(n, np.int64)
     np.maximum.at(slowest, node, length)
     return NodeSums(
@@ -75,7 +96,33 @@ def per_node(walls: Walls, selection: Selection) -> NodeSums:
         covered=_summed(node, np.maximum(fused.astype(np.int64) - 1, 0), n),
         compute_max=int(most.sum() - most[torn].sum()),
         whole_wall=int(length.sum() - length[torn].sum()),
+        thread_compute=all_compute,
+        thread_time=all_compute + _summed(node, wait, n) - _summed(node[torn], wait[torn], n),
     )
+
+
+def per_thread(rows: Rows, tids: npt.NDArray[np.int32], selection: Selection) -> ThreadSums:
+    """Sum the selected operators.
+
+    Args:
+        rows: of all.
+        tids: threads that they are of.
+        selection: which operators.
+    """
+    chosen = rows.complete
+    if not selection.graphs.all():
+        chosen = chosen & selection.graphs[rows.graph]
+    if selection.narrowed:
+        chosen = chosen & selection.nodes[rows.node]
+    found = []
+    for tid in tids.tolist():
+        mine = np.flatnonzero(chosen & (rows.tid == tid))
+        if len(mine):
+            begin = rows.begin[mine]
+            compute, time = (rows.end[mine] - begin).sum(), (rows.release[mine] - begin).sum()
+            found.append((tid, int(compute), int(time)))
+    table = np.array(found, np.int64).reshape(-1, 3)
+    return ThreadSums(table[:, 0].astype(np.int32), table[:, 1], table[:, 2])
 
 
 def _summed(at: npt.NDArray[np.int32], values: I64, n: int) -> I64:

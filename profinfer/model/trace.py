@@ -54,7 +54,7 @@ from profinfer.model.operands import build as build_operands
 from profinfer.model.operators import Operators
 from profinfer.model.operators import build as build_operators
 from profinfer.model.opmarks import collect
-from profinfer.model.opsched import per_operator
+from profinfer.model.opsched import OpSched, per_operator
 from profinfer.model.optables import rows_table, walls_table
 from profinfer.model.requests import requests as find_requests
 from profinfer.model.residents import Residents
@@ -62,7 +62,7 @@ from profinfer.model.residents import build as build_residents
 from profinfer.model.results import with_results
 from profinfer.model.schedule import Schedule
 from profinfer.model.selection import Selection
-from profinfer.model.sums import NodeSums, per_node
+from profinfer.model.sums import NodeSums, ThreadSums, per_node, per_thread
 from profinfer.model.threadtable import threads_table
 from profinfer.model.tokens import counted
 from profinfer.model.tokentable import tokens_table
@@ -127,6 +127,7 @@ class Trace:
         self.meta: TraceMetadata = reader.meta
         self._dependencies: dict[int, Dependencies] = {}
         self._sums: WeakKeyDictionary[Selection, NodeSums] = WeakKeyDictionary()
+        self._thread_sums: WeakKeyDictionary[Selection, ThreadSums] = WeakKeyDictionary()
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> Self:
@@ -295,7 +296,7 @@ class Trace:
     @cached_property
     def threads(self) -> pd.DataFrame:
         """One row per thread that left any record of its own; the scheduler's are none."""
-        return threads_table(self.reader.records(), self._operators.rows, self._thread_names)
+        return threads_table(self.reader.records(), self._operators, self._thread_names)
 
     @property
     def has_sched(self) -> bool:
@@ -310,9 +311,14 @@ class Trace:
     @cached_property
     def op_sched(self) -> pd.DataFrame:
         """One row per row of ``ops``: what the scheduler did to it. Empty if not recorded."""
-        if not self.has_sched:
-            return schedtables.per_operator(None)
-        return schedtables.per_operator(per_operator(self._operators.rows, self.schedule))
+        rows = self._operators.rows if self.has_sched else None
+        return schedtables.per_operator(rows, self.disturbed)
+
+    @cached_property
+    def disturbed(self) -> OpSched:
+        """Of ``op_sched``, as arrays, the rows of threads that were not on a CPU all the time."""
+        operators = self._operators
+        return per_operator(operators.rows, operators.tids, self.schedule)
 
     @cached_property
     def schedule(self) -> Schedule:
@@ -521,6 +527,13 @@ class Trace:
         if selection not in self._sums:
             self._sums[selection] = per_node(self._operators.walls, selection)
         return self._sums[selection]
+
+    def thread_sums(self, selection: Selection) -> ThreadSums:
+        """The selected operators summed per thread; kept as long as the selection is."""
+        if selection not in self._thread_sums:
+            told = self._operators
+            self._thread_sums[selection] = per_thread(told.rows, told.tids, selection)
+        return self._thread_sums[selection]
 
     # -- inside ------------------------------------------------------------------------------
 
