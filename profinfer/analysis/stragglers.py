@@ -7,9 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
-
-from profinfer.model.oprows import operator_starts
+from profinfer.model.latecomers import waited_for
 from profinfer.model.selection import Selection
 from profinfer.model.trace import Trace
 
@@ -38,24 +36,12 @@ def straggler(trace: Trace, selection: Selection) -> Straggler | None:
     At each operator the others' waiting is put down to the thread that came last. Of n threads
     each is last at 1/n of them when nothing is wrong.
     """
-    walls, ops = trace.op_walls, trace.ops
-    chosen = np.flatnonzero(selection.mask(walls) & walls["complete"].to_numpy())
-    if not len(chosen):
-        return None
-    computed, waited, size = (
-        walls[c].to_numpy()[chosen] for c in ("compute_sum", "wait_sum", "threads")
-    )
-    # Who came last opened the barrier: it waited for nobody. Of two at once the first one.
-    last = ops["end_ns"].to_numpy() == ops["release_ns"].to_numpy()
-    last &= ops["complete"].to_numpy()
-    at = np.flatnonzero(last & selection.mask(ops))
-    at = at[operator_starts(*(ops[c].to_numpy()[at] for c in ("graph_id", "node_id")))]
-    tids, at = np.unique(ops["tid"].to_numpy()[at], return_inverse=True)
-    blamed = np.bincount(at, waited, len(tids))
-    n, total = int(size.max()), float(waited.sum())
-    whole = float(computed.sum()) + total
+    sums, tids = trace.sums(selection), trace.op_health.tids
+    whole, computed = int(sums.thread_time.sum()), int(sums.thread_compute.sum())
+    n, total = sums.most_threads, whole - computed
     if n < 2 or not whole or total / whole < WAIT_MIN:
         return None
+    blamed = waited_for(trace.op_health, selection)
     worst = int(blamed.argmax())
     if blamed[worst] / total < max(0.6, min(0.8, 3 / n)):
         return None

@@ -30,12 +30,17 @@ def preempted(case: Case) -> list[Finding]:
     if not len(taken) or not case.whole:
         return []
     ns = np.zeros(len(taken), np.int64)
-    ops = case.scope.selection.rows(case.trace.ops)
+    selection, operators = case.scope.selection, case.trace.op_health
+    rows = operators.rows
     for tid in np.unique(taken["tid"]).tolist():
-        mine = ops[ops["tid"].to_numpy() == tid].sort_values("begin_ns")
+        mine = operators.rows_of(tid)
+        mine = mine[selection.graphs[rows.graph[mine]]]
+        if selection.narrowed:
+            mine = mine[selection.nodes[rows.node[mine]]]
         at = taken["tid"].to_numpy() == tid
         ns[at] = within(
-            *(mine[c].to_numpy() for c in ("begin_ns", "release_ns")),
+            rows.begin[mine],
+            rows.release[mine],
             *(taken[c].to_numpy()[at] for c in ("begin_ns", "end_ns")),
         )
     taken = taken.assign(ns=ns)[ns > 0]

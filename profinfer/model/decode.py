@@ -29,9 +29,8 @@ class Records:
         buffers: BUFFER rows with their ``raw`` bytes.
         copies: COPY_BEGIN rows with the ``raw`` bytes of their tensor.
         batches: ``schema.OPS`` rows, in stream order.
-        batch_first: index into ``op_dt`` of each batch's first record.
-        op_dt: nanoseconds since the batch's own time, one per operator record.
-        op_what: kind and argument, one per operator record.
+        batch_first: index into ``ops`` of each batch's first record.
+        ops: ``schema.OP`` rows, the operator records of all batches end to end.
         first_ns: earliest time of any record, 0 without records.
         last_ns: latest time of any record.
     """
@@ -43,8 +42,7 @@ class Records:
     copies: Rows
     batches: Rows
     batch_first: I64
-    op_dt: npt.NDArray[np.uint32]
-    op_what: npt.NDArray[np.uint32]
+    ops: Rows
     first_ns: int
     last_ns: int
 
@@ -112,8 +110,7 @@ def decode(reader: TraceReader, since_ns: int | None = None) -> Records:
         copies=reader.copies().rows,
         batches=batches if len(batches) else np.zeros(0, OPS),
         batch_first=first,
-        op_dt=np.ascontiguousarray(ops.ops["dt"]),
-        op_what=np.ascontiguousarray(ops.ops["what"]),
+        ops=ops.ops,
         first_ns=int(times.min()) if len(times) else 0,
         last_ns=last,
     )

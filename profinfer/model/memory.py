@@ -14,6 +14,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from profinfer.model.decode import Records, Rows, int64
+from profinfer.model.operators import Operators
 from profinfer.model.residents import NOWHERE, Residents, texts
 from profinfer.tracefile import schema
 from profinfer.tracefile.schema import Kind
@@ -23,7 +24,7 @@ _DEV_MINOR_BITS = 20  # MKDEV of linux/kdev_t.h
 
 
 def faults(
-    records: Records, residents: Residents, graphs: pd.DataFrame, ops: pd.DataFrame
+    records: Records, residents: Residents, graphs: pd.DataFrame, operators: Operators
 ) -> pd.DataFrame:
     """One row per major fault or run of minor ones.
 
@@ -39,7 +40,7 @@ def faults(
     for number, ranges in residents.by_offset.items():
         mine = (of == number) & (tensor == NOWHERE)
         tensor[mine] = ranges.find(offset[mine])
-    graph, node = running(ts, tid, graphs, ops)
+    graph, node = running(ts, tid, graphs, operators)
     return pd.DataFrame(
         {
             "ts_ns": ts,
@@ -61,7 +62,7 @@ def faults(
 
 
 def reads(
-    records: Records, residents: Residents, graphs: pd.DataFrame, ops: pd.DataFrame
+    records: Records, residents: Residents, graphs: pd.DataFrame, operators: Operators
 ) -> pd.DataFrame:
     """One row per read that a thread handed to the block layer; writes are not among them."""
     rows = records.rows[Kind.READ]
@@ -71,7 +72,7 @@ def reads(
     tensor = np.full(len(rows), NOWHERE, np.int64)
     for number, ranges in residents.by_offset.items():
         tensor[of == number] = ranges.find(offset[of == number])
-    graph, node = running(ts, tid, graphs, ops)
+    graph, node = running(ts, tid, graphs, operators)
     return pd.DataFrame(
         {
             "ts_ns": ts,
@@ -116,7 +117,7 @@ def residence(notes: Iterable[Any]) -> pd.DataFrame:
 
 
 def running(
-    ts: I64, tid: I64, graphs: pd.DataFrame, ops: pd.DataFrame
+    ts: I64, tid: I64, graphs: pd.DataFrame, operators: Operators
 ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]:
     """Graph and node that a thread ran at a moment, -1 for none.
 
@@ -132,19 +133,16 @@ def running(
         row = order[np.maximum(at, 0)]
         hit = (at >= 0) & (ts < graphs["end_ns"].to_numpy()[row])
         graph[hit] = row[hit]
-    op_tid = ops["tid"].to_numpy()
-    begin, release = ops["begin_ns"].to_numpy(), ops["release_ns"].to_numpy()
-    ids, nodes = ops["graph_id"].to_numpy(), ops["node_id"].to_numpy()
-    for one in np.unique(tid).tolist():
-        theirs = np.flatnonzero(op_tid == one)
+    rows = operators.rows
+    for one in np.intersect1d(tid, operators.tids).tolist():
+        theirs = operators.rows_of(one)
         if not len(theirs):
             continue
-        theirs = theirs[np.argsort(begin[theirs], kind="stable")]
         mine = np.flatnonzero(tid == one)
-        at = np.searchsorted(begin[theirs], ts[mine], side="right") - 1
+        at = np.searchsorted(rows.begin[theirs], ts[mine], side="right") - 1
         found = theirs[np.maximum(at, 0)]
-        hit = (at >= 0) & (ts[mine] < release[found])
-        graph[mine[hit]], node[mine[hit]] = ids[found[hit]], nodes[found[hit]]
+        hit = (at >= 0) & (ts[mine] < rows.release[found])
+        graph[mine[hit]], node[mine[hit]] = rows.graph[found[hit]], rows.node[found[hit]]
     return graph, node
 
 

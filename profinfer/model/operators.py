@@ -7,13 +7,14 @@ records, in blocks of whole graphs that fit into a CPU's cache. Must not import 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from profinfer.model.opmarks import Collected, Marks, Orphans, Ranks
-from profinfer.model.oprows import Rows, Walls, chosen, cut, put, room
+from profinfer.model.oprows import Rows, Walls, chosen, piece, put, room
 from profinfer.model.visits import Visits
 
 I32 = npt.NDArray[np.int32]
@@ -72,6 +73,13 @@ class Operators:
     disorder: int
     clipped: int
     ambiguous: int
+
+    def rows_of(self, tid: int) -> I64:
+        """Which of ``rows`` are of a thread, in the order of their begin."""
+        mine = np.flatnonzero(self.rows.tid == tid)
+        begin = self.rows.begin[mine]
+        # They are in the order of the graphs; two graphs of a thread hardly ever overlap.
+        return mine[np.argsort(begin, kind="stable")] if (np.diff(begin) < 0).any() else mine
 
 
 @dataclass(frozen=True)
@@ -149,10 +157,10 @@ def build(
     covered = (about.threads > 0) & (def_of_graph >= 0)
     covered[visits.graph[ours & ~fine]] = False
     return Operators(
-        cut(every, at[0]),
-        cut(walls, at[1]),
-        cut(passed, at[2]),
-        cut(passed_walls, at[3]),
+        piece(every, slice(at[0])),
+        piece(walls, slice(at[1])),
+        piece(passed, slice(at[2])),
+        piece(passed_walls, slice(at[3])),
         PerGraph(about.threads, about.enter, last, covered),
         tids=np.unique(about.tid),
         orphans=collected.orphans,
@@ -164,22 +172,20 @@ def build(
     )
 
 
-def _blocks(marks: Marks, visits: Visits, n_graphs: int) -> list[I64]:
+def _blocks(marks: Marks, visits: Visits, n_graphs: int) -> Iterator[I64]:
     """Rows of whole graphs, about BLOCK a time, in the order of the graphs."""
     edge = np.searchsorted(marks.visit, np.arange(len(visits.tid) + 1))
     count = np.diff(edge)
     busy = np.flatnonzero(count)
     if not len(busy):
-        return []
+        return
     per_graph = np.zeros(n_graphs, np.int64)
     np.add.at(per_graph, visits.graph[busy], count[busy])
     block = (np.cumsum(per_graph) // BLOCK)[visits.graph[busy]]
-    out = []
     for mine in np.split(busy[np.argsort(block, kind="stable")],
                          np.flatnonzero(np.diff(np.sort(block))) + 1):  # fmt: skip
         n = count[mine]
-        out.append(np.repeat(edge[mine] - np.cumsum(n) + n, n) + np.arange(int(n.sum())))
-    return out
+        yield np.repeat(edge[mine] - np.cumsum(n) + n, n) + np.arange(int(n.sum()))
 
 
 def _together(

@@ -82,9 +82,9 @@ def put(whole: T, at: int, part: T) -> int:
     return end
 
 
-def cut(whole: T, n: int) -> T:
-    """The first ``n`` rows, without a copy."""
-    return type(whole)(**{f.name: getattr(whole, f.name)[:n] for f in fields(whole)})
+def piece(whole: T, part: slice) -> T:
+    """Consecutive rows, without a copy."""
+    return type(whole)(**{f.name: getattr(whole, f.name)[part] for f in fields(whole)})
 
 
 def chosen(whole: T, mask: Mask) -> T:

@@ -147,8 +147,9 @@ def _of_thread(rows: Rows, which: I64, schedule: Schedule, part: slice) -> OpSch
 
     def times(flag: Mask) -> I64:
         """Stretches that have this flag and begin between begin and release."""
-        upto = np.r_[0, np.cumsum(flag)]
-        return upto[at_release + 1] - upto[at_begin + 1]
+        upto: I64 = np.r_[0, np.cumsum(flag)]
+        passed: I64 = upto[at_release + 1] - upto[at_begin + 1]
+        return passed
 
     preempted = (state == RUNNABLE) & (schedule.reason[part] == _PREEMPTED)
     mine = schedule.by_tgid[part] == schedule.own

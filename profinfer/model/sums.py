@@ -7,15 +7,20 @@ Must not import the analyses or above.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from profinfer.model.oprows import Rows, Walls
+from profinfer.model.oprows import Rows, Walls, chosen, piece
 from profinfer.model.selection import Selection
 
 I64 = npt.NDArray[np.int64]
+
+
+_BLOCK = 1 << 18  # operators summed at a time: copies of all would need as much memory again
+_OF_ALL = ("fused", "compute_max", "whole_wall", "most_threads")
 
 
 @dataclass(frozen=True)
@@ -32,6 +37,7 @@ class NodeSums:
         covered: nodes before this one that were computed with it, summed over its executions.
         compute_max: ns of the slowest thread of each execution, summed, torn ones left out.
         whole_wall: ns of the executions that are not torn.
+        most_threads: of any execution that is not torn.
         thread_compute: ns of computing, all threads added up, torn ones left out.
         thread_time: ns from begin to release, likewise.
     """
@@ -45,6 +51,7 @@ class NodeSums:
     covered: I64
     compute_max: int
     whole_wall: int
+    most_threads: int
     thread_compute: I64
     thread_time: I64
 
@@ -67,38 +74,42 @@ class ThreadSums:
 def per_node(walls: Walls, selection: Selection) -> NodeSums:
     """Sum the selected operators."""
     n = len(selection.nodes)
-    graph, node, whole, threads = walls.graph, walls.node, walls.complete, walls.threads
-    length = walls.release - walls.begin
-    compute, wait, most, fused = walls.compute_sum, walls.wait_sum, walls.compute_max, walls.fused
-    if not selection.graphs.all() or selection.narrowed:
-        mask = selection.graphs[graph]
-        if selection.narrowed:
-            mask &= selection.nodes[node]
-        if not mask.all():
-            keep = np.flatnonzero(mask)
-            graph, node, whole, threads = graph[keep], node[keep], whole[keep], threads[keep]
-            length, compute, wait = length[keep], compute[keep], wait[keep]
-            most, fused = most[keep], fused[keep]
-    # Integer nanoseconds: the mean over threads of one operator, rounded down.
-    mean_compute, mean_wait = compute // threads, wait // threads
-    torn = np.flatnonzero(~whole)
-    mean_compute[torn] = mean_wait[torn] = 0
-    all_compute = _summed(node, compute, n) - _summed(node[torn], compute[torn], n)
-    slowest = np.zeros(n, np.int64)
-    np.maximum.at(slowest, node, length)
-    return NodeSums(
-        calls=np.bincount(node, minlength=n).astype(np.int64),
-        wall=_summed(node, length, n),
-        compute=_summed(node, mean_compute, n),
-        wait=_summed(node, mean_wait, n),
-        slowest=slowest,
-        fused=int((fused > 1).sum()),
-        covered=_summed(node, np.maximum(fused.astype(np.int64) - 1, 0), n),
-        compute_max=int(most.sum() - most[torn].sum()),
-        whole_wall=int(length.sum() - length[torn].sum()),
-        thread_compute=all_compute,
-        thread_time=all_compute + _summed(node, wait, n) - _summed(node[torn], wait[torn], n),
-    )
+    total = {f.name: np.zeros(n, np.int64) for f in fields(NodeSums) if f.name not in _OF_ALL}
+    of_all = dict.fromkeys(_OF_ALL, 0)
+    every = selection.graphs.all() and not selection.narrowed
+    for since in range(0, len(walls.graph), _BLOCK):
+        part = piece(walls, slice(since, since + _BLOCK))
+        if not every:
+            mask = selection.graphs[part.graph]
+            if selection.narrowed:
+                mask &= selection.nodes[part.node]
+            if not mask.any():
+                continue
+            if not mask.all():
+                part = chosen(part, mask)
+        node, whole, threads = part.node, part.complete, part.threads
+        length, fused = part.release - part.begin, part.fused
+        compute = np.where(whole, part.compute_sum, 0)
+        wait = np.where(whole, part.wait_sum, 0)
+        np.maximum.at(total["slowest"], node, length)
+        for name, values in (
+            ("wall", length),
+            # Integer nanoseconds: the mean over threads of one operator, rounded down.
+            ("compute", compute // threads),
+            ("wait", wait // threads),
+            ("thread_compute", compute),
+            ("thread_time", compute + wait),
+        ):
+            np.add.at(total[name], node, values)
+        total["calls"] += np.bincount(node, minlength=n)
+        several = np.flatnonzero(fused > 1)
+        np.add.at(total["covered"], node[several], fused[several].astype(np.int64) - 1)
+        of_all["fused"] += len(several)
+        of_all["compute_max"] += int(part.compute_max[whole].sum())
+        of_all["most_threads"] = max(of_all["most_threads"], int(threads[whole].max(initial=0)))
+        of_all["whole_wall"] += int(length[whole].sum())
+    sums: dict[str, Any] = {**total, **of_all}
+    return NodeSums(**sums)
 
 
 def per_thread(rows: Rows, tids: npt.NDArray[np.int32], selection: Selection) -> ThreadSums:
@@ -109,23 +120,17 @@ def per_thread(rows: Rows, tids: npt.NDArray[np.int32], selection: Selection) ->
         tids: threads that they are of.
         selection: which operators.
     """
-    chosen = rows.complete
-    if not selection.graphs.all():
-        chosen = chosen & selection.graphs[rows.graph]
-    if selection.narrowed:
-        chosen = chosen & selection.nodes[rows.node]
-    found = []
-    for tid in tids.tolist():
-        mine = np.flatnonzero(chosen & (rows.tid == tid))
-        if len(mine):
-            begin = rows.begin[mine]
-            compute, time = (rows.end[mine] - begin).sum(), (rows.release[mine] - begin).sum()
-            found.append((tid, int(compute), int(time)))
-    table = np.array(found, np.int64).reshape(-1, 3)
-    return ThreadSums(table[:, 0].astype(np.int32), table[:, 1], table[:, 2])
-
-
-def _summed(at: npt.NDArray[np.int32], values: I64, n: int) -> I64:
-    out = np.zeros(n, np.int64)
-    np.add.at(out, at, values)
-    return out
+    table = np.zeros((len(tids), 3), np.int64)
+    for since in range(0, len(rows.tid), _BLOCK):
+        part = piece(rows, slice(since, since + _BLOCK))
+        mask = part.complete & selection.graphs[part.graph]
+        if selection.narrowed:
+            mask &= selection.nodes[part.node]
+        for at, tid in enumerate(tids.tolist()):
+            mine = np.flatnonzero(mask & (part.tid == tid))
+            if len(mine):
+                begin = part.begin[mine]
+                compute, time = part.end[mine] - begin, part.release[mine] - begin
+                table[at] += len(mine), compute.sum(), time.sum()
+    ran = table[:, 0] > 0
+    return ThreadSums(tids[ran], table[ran, 1], table[ran, 2])

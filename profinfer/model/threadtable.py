@@ -31,8 +31,8 @@ def threads_table(index: RingIndex, operators: Operators, names: dict[int, str])
     last = np.maximum.reduceat(ts, starts) if len(tids) else ts
     ops, compute, wait = (np.zeros(len(tids), np.int64) for _ in range(3))
     rows = operators.rows
-    for at, tid in enumerate(tids.tolist()):
-        mine = np.flatnonzero(rows.tid == tid) if tid in operators.tids else []
+    for at in np.flatnonzero(np.isin(tids, operators.tids)).tolist():
+        mine = np.flatnonzero(rows.tid == tids[at])
         if len(mine):
             end = rows.end[mine]
             ops[at] = len(mine)

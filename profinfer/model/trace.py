@@ -328,12 +328,12 @@ class Trace:
     @cached_property
     def faults(self) -> pd.DataFrame:
         """One row per major page fault or run of minor ones, with tensor and operator."""
-        return memory.faults(self._records, self.residents, self.graphs, self.ops)
+        return memory.faults(self._records, self.residents, self.graphs, self._operators)
 
     @cached_property
     def reads(self) -> pd.DataFrame:
         """One row per read that the target made a disk do, with file, tensor and operator."""
-        return memory.reads(self._records, self.residents, self.graphs, self.ops)
+        return memory.reads(self._records, self.residents, self.graphs, self._operators)
 
     @cached_property
     def residence(self) -> pd.DataFrame:
@@ -615,8 +615,9 @@ class Trace:
         # The flat events and what they were made of are large, and no table needs them again.
         nothing = Events(events.ts[:0], events.kind[:0], events.arg[:0], events.visit[:0])
         self.__dict__["_split"] = (nothing, passes)
-        none = np.zeros(0, np.uint32)
-        self.__dict__["_records"] = replace(self._records, op_dt=none, op_what=none)
+        records = self._records
+        self.__dict__["_records"] = replace(records, ops=np.zeros(0, records.ops.dtype))
+        del records
         collected = collect(events, passes, def_id, index, self.meta.plan.ops)
         del events
         return build_operators(collected, passes, def_id, self._wanted_nodes)

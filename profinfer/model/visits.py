@@ -12,7 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from profinfer.model.decode import Records
-from profinfer.tracefile.schema import OpKind
+from profinfer.tracefile.opbatches import joined
+from profinfer.tracefile.schema import OP, OpKind
 
 I32 = npt.NDArray[np.int32]
 I64 = npt.NDArray[np.int64]
@@ -92,16 +93,12 @@ def split(records: Records, graphs: GraphSpans) -> tuple[Events, Visits]:
     n = head["n"].astype(np.int64)
     out_start = np.cumsum(n) - n
     total = int(n.sum())
-    shift = (records.batch_first[by_thread] - out_start).astype(np.int64)
-    gather = np.repeat(shift, n)
-    gather += np.arange(total)
-    what = records.op_what[gather]
-    ts = records.op_dt[gather].astype(np.int64)
-    del gather
+    ops = joined(records.ops.view(np.uint64), records.batch_first[by_thread], n).view(OP)
+    ts = ops["dt"].astype(np.int64)
+    kind = (ops["what"] >> 24).astype(np.uint8)
+    arg = (ops["what"] & 0xFFFFFF).astype(np.int32)
+    del ops
     ts += np.repeat(head["ts"].astype(np.int64), n)
-    kind = (what >> 24).astype(np.uint8)
-    arg = (what & 0xFFFFFF).astype(np.int32)
-    del what
 
     tid = head["tid"].astype(np.int64)
     same_thread = np.r_[False, tid[1:] == tid[:-1]]
