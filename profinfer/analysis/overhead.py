@@ -78,9 +78,13 @@ def _operator_hits(trace: Trace) -> F64:
     pair = 2 if trace.meta.plan.ops.mode == "pair" else 1
     if not trace.narrowed and trace.hits_passed == 0 and "steps" not in trace.meta.options:
         # A barrier after an empty node is a hit like any other.
-        ids = np.concatenate([t["graph_id"].to_numpy() for t in (trace.ops, trace.empty_ops)])
+        told = trace.op_health
         threads = graphs["threads_seen"].to_numpy().clip(min=1)
-        return np.asarray(np.bincount(ids, minlength=len(graphs)) / threads * pair)
+        rows = sum(
+            np.bincount(walls.graph, walls.threads, len(graphs))
+            for walls in (told.walls, told.empty_walls)
+        )
+        return np.asarray(rows / threads * pair)
     # Not all hits left records. A graph is hit as often as it has nodes with work; fewer where some
     # are computed together, more where empty ones have barriers, and that the kernel has counted.
     nodes = trace.nodes

@@ -5,6 +5,8 @@ Must not import rich or anything above.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
@@ -12,6 +14,7 @@ import pandas as pd
 from profinfer.analysis import notes, scheduling
 from profinfer.analysis.result import Column, Note, Result
 from profinfer.model.selection import Selection
+from profinfer.model.sums import ThreadSums
 from profinfer.model.trace import Trace
 
 I64 = npt.NDArray[np.int64]
@@ -39,18 +42,16 @@ def threads(trace: Trace, selection: Selection, *, states: bool = True) -> Resul
         selection: which operators.
         states: with the columns of the thread states, where they were recorded.
     """
-    ops = trace.ops
-    chosen = selection.mask(ops)
     every = trace.threads["tid"].to_numpy()
-    at = np.searchsorted(every, ops["tid"].to_numpy())
-    counts = np.bincount(at[chosen], minlength=len(every))
+    sums = trace.thread_sums(selection)
     # Gaps of torn graphs are not gaps but what is missing.
     sound = trace.graphs["complete"].to_numpy() & selection.graphs
-    in_sound = chosen & sound[ops["graph_id"].to_numpy()]
-    spent = _summed(at, ops, "begin_ns", "release_ns", in_sound, len(every))
-    chosen &= ops["complete"].to_numpy()
-    compute = _summed(at, ops, "begin_ns", "end_ns", chosen, len(every))
-    wait = _summed(at, ops, "end_ns", "release_ns", chosen, len(every))
+    whole = sums
+    if not np.array_equal(sound, selection.graphs):
+        whole = trace.thread_sums(replace(selection, graphs=sound))
+    counts, compute = _spread(sums, sums.ops, every), _spread(sums, sums.compute, every)
+    wait = _spread(sums, sums.time, every) - compute
+    spent = _spread(whole, whole.spent, every)
     ran = counts > 0
     # Empty nodes are no operators: views of operators leave them out.
     empty = _at_empty_nodes(trace, every, selection.graphs & (not selection.narrowed))
@@ -82,10 +83,10 @@ def threads(trace: Trace, selection: Selection, *, states: bool = True) -> Resul
     frame["wait_share"] = (frame["wait_ns"] / both).where(both > 0)
     busy = int(compute.sum())
     frame["share"] = frame["compute_ns"] / busy if busy else np.nan
-    sums = trace.sums(selection)
+    nodes = trace.sums(selection)
     extra: list[Note] = []
-    if sums.whole_wall and len(ids) > 1:
-        lost = 100 * (sums.compute_max - int(sums.compute.sum())) / sums.whole_wall
+    if nodes.whole_wall and len(ids) > 1:
+        lost = 100 * (nodes.compute_max - int(nodes.compute.sum())) / nodes.whole_wall
         text = f"imbalance: the slowest thread of each operator costs {lost:.1f} % of its time"
         extra.append(Note("info", text))
     if states and trace.has_sched:
@@ -113,18 +114,18 @@ def threads(trace: Trace, selection: Selection, *, states: bool = True) -> Resul
     )
 
 
+def _spread(sums: ThreadSums, values: I64, every: I64) -> I64:
+    """Values of some threads, in the order of all of them; 0 for the others."""
+    out = np.zeros(len(every), np.int64)
+    out[np.searchsorted(every, sums.tids)] = values
+    return out
+
+
 def _at_empty_nodes(trace: Trace, every: I64, graphs: Mask) -> I64:
     """Nanoseconds of each thread at the empty nodes of some graphs, barriers included."""
     ops = trace.empty_ops
-    at = np.searchsorted(every, ops["tid"].to_numpy())
-    chosen = graphs[ops["graph_id"].to_numpy()]
-    return _summed(at, ops, "begin_ns", "release_ns", chosen, len(every))
-
-
-def _summed(at: I64, ops: pd.DataFrame, begin: str, end: str, chosen: Mask, n: int) -> I64:
-    """Nanoseconds from one column to another, per thread, over the chosen rows."""
-    length = ops[end].to_numpy() - ops[begin].to_numpy()
-    length[~chosen] = 0
-    out = np.zeros(n, np.int64)
-    np.add.at(out, at, length)
+    length = (ops["release_ns"] - ops["begin_ns"]).to_numpy(copy=True)
+    length[~graphs[ops["graph_id"].to_numpy()]] = 0
+    out = np.zeros(len(every), np.int64)
+    np.add.at(out, np.searchsorted(every, ops["tid"].to_numpy()), length)
     return out

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
 
+from profinfer.model.ahead import ahead
 from profinfer.model.opmarks import Collected, Marks, Orphans, Ranks
 from profinfer.model.oprows import Rows, Walls, chosen, piece, put, room
 from profinfer.model.visits import Visits
@@ -21,7 +23,7 @@ I32 = npt.NDArray[np.int32]
 I64 = npt.NDArray[np.int64]
 Mask = npt.NDArray[np.bool_]
 
-BLOCK = 1 << 18  # rows brought together at once
+BLOCK = 1 << 16  # rows brought together at once
 
 
 @dataclass(frozen=True)
@@ -137,8 +139,8 @@ def build(
     at = [0, 0, 0, 0]
     last = np.full(n_graphs, -1, np.int64)
     disorder = clipped = 0
-    for block in _blocks(marks, visits, n_graphs):
-        some, some_walls, late, torn = _together(marks.take(block), visits, about, ranks)
+    together = partial(_together, marks, visits=visits, about=about, ranks=ranks)
+    for some, some_walls, late, torn in ahead(together, _blocks(marks, visits, n_graphs)):
         last[some_walls.graph] = some_walls.release  # in order of time: the last one stays
         if wanted is not None:
             some = chosen(some, wanted[some.node])
@@ -189,13 +191,16 @@ def _blocks(marks: Marks, visits: Visits, n_graphs: int) -> Iterator[I64]:
 
 
 def _together(
-    marks: Marks, visits: Visits, about: _Graphs, ranks: Ranks
+    every: Marks, block: I64, visits: Visits, about: _Graphs, ranks: Ranks
 ) -> tuple[Rows, Walls, int, int]:
     """Bring the threads of some whole graphs together: who released whom.
+
+    Blocks are worked on side by side: no two of them have a visit or a graph in common.
 
     Returns:
         Rows, walls, rows out of order, rows that ended before they began.
     """
+    marks = every.take(block)
     graph = visits.graph[marks.visit]
     upto = ranks.upto[marks.node]
     known = marks.before >= 0

@@ -58,15 +58,19 @@ class NodeSums:
 
 @dataclass(frozen=True)
 class ThreadSums:
-    """Sums per thread over its operators, torn ones left out; arrays of shape (threads,).
+    """Sums per thread over its operators; arrays of shape (threads,).
 
     Attributes:
         tids: threads that have any.
-        compute: ns from begin to end.
-        time: ns from begin to release.
+        ops: operators.
+        spent: ns from begin to release.
+        compute: ns from begin to end, torn ones left out.
+        time: ns from begin to release, likewise.
     """
 
     tids: npt.NDArray[np.int32]
+    ops: I64
+    spent: I64
     compute: I64
     time: I64
 
@@ -120,17 +124,18 @@ def per_thread(rows: Rows, tids: npt.NDArray[np.int32], selection: Selection) ->
         tids: threads that they are of.
         selection: which operators.
     """
-    table = np.zeros((len(tids), 3), np.int64)
+    table = np.zeros((4, len(tids)), np.int64)
     for since in range(0, len(rows.tid), _BLOCK):
         part = piece(rows, slice(since, since + _BLOCK))
-        mask = part.complete & selection.graphs[part.graph]
+        mask = selection.graphs[part.graph]
         if selection.narrowed:
             mask &= selection.nodes[part.node]
+        spent, compute = part.release - part.begin, part.end - part.begin
         for at, tid in enumerate(tids.tolist()):
             mine = np.flatnonzero(mask & (part.tid == tid))
-            if len(mine):
-                begin = part.begin[mine]
-                compute, time = part.end[mine] - begin, part.release[mine] - begin
-                table[at] += len(mine), compute.sum(), time.sum()
-    ran = table[:, 0] > 0
-    return ThreadSums(tids[ran], table[ran, 1], table[ran, 2])
+            whole = mine if part.complete.all() else mine[part.complete[mine]]
+            known = spent[whole].sum()
+            every = known if whole is mine else spent[mine].sum()
+            table[:, at] += len(mine), every, compute[whole].sum(), known
+    ran = table[0] > 0
+    return ThreadSums(tids[ran], *table[:, ran])

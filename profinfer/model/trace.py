@@ -126,6 +126,7 @@ class Trace:
         self.reader = reader
         self.meta: TraceMetadata = reader.meta
         self._dependencies: dict[int, Dependencies] = {}
+        self._selections: dict[Wish, Selection] = {}
         self._sums: WeakKeyDictionary[Selection, NodeSums] = WeakKeyDictionary()
         self._thread_sums: WeakKeyDictionary[Selection, ThreadSums] = WeakKeyDictionary()
 
@@ -515,12 +516,11 @@ class Trace:
             unsampled: keep calls without operators, where their probes were taken away for a
                 while; otherwise only calls whose graphs were all recorded with operators.
         """
-        return choose(
-            self,
-            Wish(phase, tokens, op, layer, warmup, unsampled),
-            sampled=self._sampled,
-            joined=self._joined,
-        )
+        wish = Wish(phase, tokens, op, layer, warmup, unsampled)
+        # The same wish, the same object: what was summed for it is known to all who ask.
+        if wish not in self._selections:
+            self._selections[wish] = choose(self, wish, sampled=self._sampled, joined=self._joined)
+        return self._selections[wish]
 
     def sums(self, selection: Selection) -> NodeSums:
         """The selected operators summed per node; kept as long as the selection is."""
