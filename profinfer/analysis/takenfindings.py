@@ -30,13 +30,12 @@ def preempted(case: Case) -> list[Finding]:
     if not len(taken) or not case.whole:
         return []
     ns = np.zeros(len(taken), np.int64)
-    selection, operators = case.scope.selection, case.trace.op_health
-    rows = operators.rows
+    # Whoever has lost its CPU is among the disturbed ones.
+    rows = case.trace.op_health.rows
+    lost_by = case.scope.selection.of_rows(rows, case.trace.disturbed.at)
     for tid in np.unique(taken["tid"]).tolist():
-        mine = operators.rows_of(tid)
-        mine = mine[selection.graphs[rows.graph[mine]]]
-        if selection.narrowed:
-            mine = mine[selection.nodes[rows.node[mine]]]
+        mine = lost_by[rows.tid[lost_by] == tid]
+        mine = mine[np.argsort(rows.begin[mine], kind="stable")]
         at = taken["tid"].to_numpy() == tid
         ns[at] = within(
             rows.begin[mine],

@@ -50,13 +50,13 @@ def seen(trace: Trace, selection: Selection | None = None) -> Seen:
         selection: the executions to average over; None for all.
     """
     walls = trace.op_walls
-    graph, node = (walls[c].to_numpy(np.int64) for c in ("graph_id", "node_id"))
     kept = _nodes(trace)
-    if selection is None:
-        chosen = kept[node]
-    else:
-        chosen = kept[node] & selection.graphs[graph] & selection.nodes[node]
-    graph, node = graph[chosen], node[chosen]
+    wanted_nodes = kept if selection is None else kept & selection.nodes
+    chosen = np.flatnonzero(wanted_nodes[walls["node_id"].to_numpy()])
+    graph, node = (walls[c].to_numpy()[chosen].astype(np.int64) for c in ("graph_id", "node_id"))
+    if selection is not None:
+        asked = selection.graphs[graph]
+        graph, node = graph[asked], node[asked]
     known = _executions(trace, kept)
     width = len(kept)
     keys = (known["graph_id"] * width + known["node_id"]).to_numpy()

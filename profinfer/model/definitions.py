@@ -257,9 +257,10 @@ def build(records: Records, engine: Engine) -> Definitions:
         for at in nodes_only[ptr_done : ptr_upto[row]]:
             walk.piece(ptrs[at])
         ptr_done = max(ptr_done, int(ptr_upto[row]))
-        fresh = np.arange(rec_done, rec_upto[row])
-        latest[slot_of_rec[fresh]] = fresh  # the last one wins, as in the stream
-        rec_done = max(rec_done, int(rec_upto[row]))
+        if rec_upto[row] > rec_done:
+            fresh = np.arange(rec_done, rec_upto[row])
+            latest[slot_of_rec[fresh]] = fresh  # the last one wins, as in the stream
+            rec_done = int(rec_upto[row])
         n = int(runs.n_nodes[row])
         if not n:
             continue

@@ -11,8 +11,10 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from profinfer.model.oprows import Rows
 from profinfer.units import format_things
 
+I64 = npt.NDArray[np.int64]
 Mask = npt.NDArray[np.bool_]
 
 
@@ -79,6 +81,18 @@ class Selection:
         if self.narrowed:
             out &= self.nodes[table["node_id"].to_numpy()]
         return out
+
+    def of_rows(self, rows: Rows, at: I64) -> I64:
+        """Which of some rows of operators are selected.
+
+        Args:
+            rows: the operators.
+            at: which of them to look at.
+        """
+        mask = self.graphs[rows.graph[at]]
+        if self.narrowed:
+            mask &= self.nodes[rows.node[at]]
+        return at[mask]
 
     def rows(self, table: pd.DataFrame) -> pd.DataFrame:
         """The rows of an ops or op_walls table that are selected."""
