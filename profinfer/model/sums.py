@@ -91,7 +91,7 @@ def per_node(walls: Walls, selection: Selection) -> NodeSums:
                 continue
             if not mask.all():
                 part = chosen(part, mask)
-        node, whole, threads = part.node, part.complete, part.threads
+        node, whole, threads = part.node.astype(np.int64), part.complete, part.threads
         length, fused = part.release - part.begin, part.fused
         compute = np.where(whole, part.compute_sum, 0)
         wait = np.where(whole, part.wait_sum, 0)
