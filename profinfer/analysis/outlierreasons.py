@@ -13,7 +13,7 @@ import pandas as pd
 
 from profinfer.analysis import steps as parts
 from profinfer.analysis.steps import Steps
-from profinfer.model.oprows import operator_starts
+from profinfer.model.oprows import of_graphs, operator_starts
 from profinfer.model.results import asynchronous_names
 from profinfer.model.trace import Trace
 from profinfer.units import format_bytes, format_ns, format_things
@@ -99,9 +99,7 @@ def _without_cpu(trace: Trace, steps: Steps, at: int, graphs: I64) -> tuple[floa
     if not trace.has_sched:
         return None
     ops = trace.ops
-    edges = [graphs.min(), graphs.max() + 1] if len(graphs) else [0, 0]
-    first, last = np.searchsorted(ops["graph_id"].to_numpy(), edges)
-    mine = ops.iloc[first:last]
+    mine = ops.iloc[of_graphs(ops["graph_id"].to_numpy(), graphs)]
     mine = mine[mine["complete"].to_numpy() & np.isin(mine["graph_id"].to_numpy(), graphs)]
     lost = 0
     worst: dict[int, int] = {}
@@ -185,9 +183,7 @@ def _operators(trace: Trace, steps: Steps, excess: Excess, graphs: I64) -> str:
     neighbours = steps.call[max(0, excess.at - 25) : excess.at + 26]
     owner = trace.graphs["call_id"].to_numpy()
     near = np.flatnonzero((owner >= neighbours.min()) & (owner <= neighbours.max()))
-    edges = [near[0], near[-1] + 1] if len(near) else [0, 0]
-    first, last = np.searchsorted(trace.op_walls["graph_id"].to_numpy(), edges)
-    walls = trace.op_walls.iloc[first:last]
+    walls = trace.op_walls.iloc[of_graphs(trace.op_walls["graph_id"].to_numpy(), near)]
     node = walls["node_id"].to_numpy()
     of_call = owner[walls["graph_id"].to_numpy()]
     use = role[node] & (of_call >= neighbours.min()) & (of_call <= neighbours.max())

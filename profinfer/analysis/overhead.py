@@ -80,9 +80,10 @@ def _operator_hits(trace: Trace) -> F64:
         # A barrier after an empty node is a hit like any other.
         told = trace.op_health
         threads = graphs["threads_seen"].to_numpy().clip(min=1)
-        rows = np.zeros(len(graphs), np.int64)
-        for walls in (told.walls, told.empty_walls):
-            np.add.at(rows, walls.graph, walls.threads)
+        rows = sum(
+            np.bincount(walls.graph.astype(np.int64), walls.threads, len(graphs))
+            for walls in (told.walls, told.empty_walls)
+        )
         return np.asarray(rows / threads * pair)
     # Not all hits left records. A graph is hit as often as it has nodes with work; fewer where some
     # are computed together, more where empty ones have barriers, and that the kernel has counted.

@@ -177,7 +177,8 @@ def build(
 
 def _blocks(marks: Marks, visits: Visits, n_graphs: int) -> Iterator[I64]:
     """Rows of whole graphs, about BLOCK a time, in the order of the graphs."""
-    edge = np.searchsorted(marks.visit, np.arange(len(visits.tid) + 1))
+    # In the type of the rows: for another one all of them would be copied.
+    edge = np.searchsorted(marks.visit, np.arange(len(visits.tid) + 1, dtype=marks.visit.dtype))
     count = np.diff(edge)
     busy = np.flatnonzero(count)
     if not len(busy):

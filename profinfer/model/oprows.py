@@ -53,6 +53,14 @@ def operator_starts(graph: I32, node: I32) -> I64:
     return np.flatnonzero(np.r_[True, (graph[1:] != graph[:-1]) | (node[1:] != node[:-1])])
 
 
+def of_graphs(graph: I32, graphs: I64) -> slice:
+    """Where the rows of some graphs lie, and of those between them, among rows ordered by graph."""
+    if not len(graphs):
+        return slice(0, 0)
+    edges = np.array([graphs.min(), graphs.max() + 1], graph.dtype)  # another type: all is copied
+    return slice(*np.searchsorted(graph, edges).tolist())
+
+
 _DTYPES = {
     "graph": np.int32,
     "node": np.int32,

@@ -63,10 +63,12 @@ class OpSched:
         """
         assert column not in ON_CPU
         out = np.zeros(len(rows), np.int64)
-        place = np.searchsorted(rows, self.at)
-        found = place < len(rows)
-        found[found] = rows[place[found]] == self.at[found]
-        out[place[found]] = getattr(self, column)[found]
+        if not len(rows):
+            return out
+        near = slice(*np.searchsorted(self.at, [rows[0], rows[-1] + 1]).tolist())
+        place = np.searchsorted(rows, self.at[near])
+        found = rows[place] == self.at[near]
+        out[place[found]] = getattr(self, column)[near][found]
         return out
 
 
