@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
+import functools
 import os
 import resource
 import struct
@@ -106,6 +107,7 @@ class KernelMap:
         bpf(command, attr)
 
 
+@functools.cache  # it cannot change while the machine runs, and every look at a counter asks
 def possible_cpus() -> int:
     """CPUs that the kernel keeps values for; its own ``numpossible_cpus()``."""
     last = Path("/sys/devices/system/cpu/possible").read_text().strip().split(",")[-1]

@@ -72,7 +72,7 @@ def flood(seconds: float, contexts: int, trace: Path) -> Flood:
             raise SystemExit(f"the target could not be built: {built.stderr.strip()}")
         command = [sys.executable, "-m", "profinfer", "record", "-f", "-o", str(trace), "--"]
         command += [str(target), "--threads", "1", "--contexts", str(contexts), "--layers", "30"]
-        command += ["--base-us", "-1", "--sample-us", "0", "--kv-pad", "64", "--no-ops"]
+        command += ["--base-us", "-1", "--sample-us", "0", "--kv-pad", "256", "--no-ops"]
         command += ["--tokens", "3000", "--seconds", str(seconds), "--out", "/dev/null"]
         run = measure(command, target)
         if not trace.exists():
