@@ -138,17 +138,22 @@ def generations(trace: Trace) -> pd.DataFrame:
     """
     rows = _steps(trace)
     keys = ["ctx", "seq", "generation"]
-    out = rows.groupby(keys, sort=False).agg(
-        begin_ns=("begin_ns", "min"),
-        end_ns=("done_ns", "max"),
-        output_tokens=("decodes", "sum"),
+    of_all = rows.groupby(keys, sort=False)
+    out = pd.DataFrame(
+        {
+            "begin_ns": of_all["begin_ns"].min(),
+            "end_ns": of_all["done_ns"].max(),
+            "output_tokens": of_all["decodes"].sum(),
+        }
     )
     prompt = rows[rows["phase"] == "prefill"].groupby(keys, sort=False)
-    prompts = prompt.agg(
-        prompt_tokens=("n_tokens", "sum"),
-        first_ns=("begin_ns", "min"),
-        last_call=("call_id", "last"),
-        pos=("pos_first", "first"),
+    prompts = pd.DataFrame(
+        {
+            "prompt_tokens": prompt["n_tokens"].sum(),
+            "first_ns": prompt["begin_ns"].min(),
+            "last_call": prompt["call_id"].last(),
+            "pos": prompt["pos_first"].first(),
+        }
     )
     if trace.excerpt:
         # The recording may have begun in the middle of a sequence's first prompt.

@@ -66,14 +66,14 @@ def _grouped(
         max_ns=sums.slowest,
     )
     summed = ["wall_ns", "calls", "compute_ns", "wait_ns"]
-    how = dict.fromkeys(summed, "sum") | {"max_ns": "max"}
     states = scheduling.per_node(trace, selection) if trace.has_sched else None
     if states is not None:
         states = states.drop(columns=["compute_ns"])
         frame = frame.join(states)
-        how |= dict.fromkeys(states.columns, "sum")
-    frame = frame[sums.calls > 0]
-    out = frame.groupby(keys, observed=True, sort=True).agg(how).reset_index()
+    groups = frame[sums.calls > 0].groupby(keys, observed=True, sort=True)
+    # All sums at once: a dictionary of how to work out each column takes ten times as long.
+    out = groups[[c for c in frame if c not in (*keys, "max_ns")]].sum()
+    out = out.assign(max_ns=groups["max_ns"].max()).reset_index()
     out = out.sort_values("wall_ns", ascending=False, kind="stable").reset_index(drop=True)
     total: dict[str, Any] = {k: int(out[k].sum()) for k in summed}
     if states is not None:
