@@ -7,6 +7,7 @@ nodes. Must not import rich or anything above.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import numpy.typing as npt
@@ -152,7 +153,18 @@ def _with_cells(trace: Trace, selection: Selection | None, one: Work) -> Work:
     return replace(one, flops=flops, kv=kv, at_most=at_most)
 
 
+# By what was selected of a trace: the roofline, its finding and the matrix products all ask.
+_known: WeakKeyDictionary[Selection, Work] = WeakKeyDictionary()
+
+
 def executed(trace: Trace, selection: Selection) -> Work:
+    """Work of all selected executions of each node; kept as long as the selection is."""
+    if selection not in _known:
+        _known[selection] = _executed(trace, selection)
+    return _known[selection]
+
+
+def _executed(trace: Trace, selection: Selection) -> Work:
     """Work of all selected executions of each node.
 
     A fused operator does the work of the nodes that it covers. What one of them writes and the
