@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -9,8 +10,10 @@ import numpy as np
 import pytest
 from builders import Graph, Node, TraceBuilder
 
-from profinfer.model.opsched import running_during, within
-from profinfer.model.schedule import BLOCKED, RUNNABLE, RUNNING
+from profinfer.model import schedtables
+from profinfer.model.oprows import Rows
+from profinfer.model.opsched import per_operator, running_during, within
+from profinfer.model.schedule import BLOCKED, REASONS, RUNNABLE, RUNNING
 from profinfer.model.trace import Trace
 from profinfer.tracefile.schema import CNT_LOST, Kind
 
@@ -147,6 +150,38 @@ def test_operators_are_joined(tmp_path: Path) -> None:
     other = both[both["tid"] == 77]
     assert (other["running_ns"] == other["release_ns"] - other["begin_ns"]).all()
     assert not other[["runnable_ns", "blocked_ns", "migrations", "involuntary"]].any().any()
+
+
+@pytest.mark.parametrize("shuffled", [False, True])
+def test_every_operator_against_every_stretch(shuffled: bool) -> None:
+    """What look-ups find is what comparing each with each finds, in whatever order they are."""
+    trace = Trace.open(Path(__file__).parents[1] / "golden" / "disturbed.pf")
+    rows, schedule = trace.op_health.rows, trace.schedule
+    if shuffled:
+        order = np.random.default_rng(1).permutation(len(rows.tid))
+        rows = Rows(*(getattr(rows, f.name)[order] for f in fields(rows)))
+    told = schedtables.per_operator(rows, per_operator(rows, trace.op_health.tids, schedule))
+    begin, release = rows.begin[:, None], rows.release[:, None]
+    same = rows.tid[:, None] == schedule.tid
+
+    def spent(until: np.ndarray, chosen: np.ndarray) -> list[int]:
+        inside = np.minimum(schedule.end, until) - np.maximum(schedule.begin, begin)
+        return list((inside.clip(min=0) * (same & chosen)).sum(axis=1))
+
+    state, preempted = schedule.state, schedule.reason == REASONS.index("preempted")
+    waits, own = (state == RUNNABLE) & preempted, schedule.by_tgid == schedule.own
+    assert told["running_ns"].tolist() == spent(release, state == RUNNING)
+    assert told["runnable_ns"].tolist() == spent(release, state == RUNNABLE)
+    assert told["blocked_ns"].tolist() == spent(release, state == BLOCKED)
+    assert told["behind_own_ns"].tolist() == spent(release, waits & own)
+    assert told["behind_other_ns"].tolist() == spent(release, waits & ~own)
+    end = rows.end[:, None]
+    assert told["compute_running_ns"].tolist() == spent(end, state == RUNNING)
+    assert told["compute_runnable_ns"].tolist() == spent(end, state == RUNNABLE)
+    begins = same & (schedule.begin > begin) & (schedule.begin <= release)
+    assert told["migrations"].tolist() == (begins & schedule.moved).sum(axis=1).tolist()
+    lost = preempted & (state != RUNNING)
+    assert told["involuntary"].tolist() == (begins & lost).sum(axis=1).tolist()
 
 
 def test_a_trace_without_scheduler_events(tmp_path: Path) -> None:
