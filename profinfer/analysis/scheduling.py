@@ -66,8 +66,7 @@ def per_thread(trace: Trace, selection: Selection) -> pd.DataFrame:
     """
     sums = trace.thread_sums(selection)
     rows = _disturbed(trace, selection)
-    tid = trace.op_health.rows.tid[trace.disturbed.at[rows]]
-    at = np.searchsorted(sums.tids, tid)
+    at = np.searchsorted(sums.tids, trace.disturbed.rows.tid[rows])
     return _summed(trace, rows, at, sums.time, sums.compute, pd.Index(sums.tids, name="tid"))
 
 
@@ -75,17 +74,14 @@ def per_node(trace: Trace, selection: Selection) -> pd.DataFrame:
     """The same sums by node_id, a row for each of the nodes table, all threads together."""
     sums = trace.sums(selection)
     rows = _disturbed(trace, selection)
-    node = trace.op_health.rows.node[trace.disturbed.at[rows]]
+    node = trace.disturbed.rows.node[rows]
     return _summed(trace, rows, node, sums.thread_time, sums.thread_compute, trace.nodes.index)
 
 
 def _disturbed(trace: Trace, selection: Selection) -> I64:
     """Rows of ``Trace.disturbed`` that are selected and not torn."""
-    rows, at = trace.op_health.rows, trace.disturbed.at
-    mask = rows.complete[at] & selection.graphs[rows.graph[at]]
-    if selection.narrowed:
-        mask &= selection.nodes[rows.node[at]]
-    return np.flatnonzero(mask)
+    rows = trace.disturbed.rows
+    return np.flatnonzero(selection.of_rows(rows) & rows.complete)
 
 
 def _summed(
@@ -101,8 +97,8 @@ def _summed(
         compute: time from begin to end, likewise.
         index: of the table.
     """
-    told, every = trace.disturbed, trace.op_health.rows
-    moments = {c: getattr(every, c)[told.at[rows]] for c in ("begin", "end", "release")}
+    told = trace.disturbed
+    moments = {c: getattr(told.rows, c)[rows] for c in ("begin", "end", "release")}
 
     def summed(values: I64) -> I64:
         return np.bincount(at, values, len(index)).astype(np.int64)

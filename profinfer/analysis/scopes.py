@@ -118,10 +118,9 @@ def longest_ns(trace: Trace, selection: Selection, column: str) -> int:
         selection: which operators.
         column: of ``OpSched``, one that is zero of whoever was on a CPU all the time.
     """
-    ops = trace.ops.iloc[trace.disturbed.at]
-    rows = np.flatnonzero(selection.mask(ops))
-    if not len(rows):
+    rows = trace.disturbed.rows
+    mine = np.flatnonzero(selection.of_rows(rows))
+    if not len(mine):
         return 0
-    graph, node = (ops[c].to_numpy()[rows] for c in ("graph_id", "node_id"))
-    values = getattr(trace.disturbed, column)[rows]
-    return int(np.maximum.reduceat(values, operator_starts(graph, node)).sum())
+    starts = operator_starts(rows.graph[mine], rows.node[mine])
+    return int(np.maximum.reduceat(getattr(trace.disturbed, column)[mine], starts).sum())

@@ -12,6 +12,7 @@ from profinfer.analysis.finding import Finding, Number
 from profinfer.analysis.schedcase import LONGEST, Case, percent
 from profinfer.analysis.scheduling import last_known, priority
 from profinfer.analysis.scopes import Scope
+from profinfer.model.oprows import chosen
 from profinfer.model.opsched import within
 from profinfer.units import format_ns
 
@@ -31,10 +32,10 @@ def preempted(case: Case) -> list[Finding]:
         return []
     ns = np.zeros(len(taken), np.int64)
     # Whoever has lost its CPU is among the disturbed ones.
-    rows = case.trace.op_health.rows
-    lost_by = case.scope.selection.of_rows(rows, case.trace.disturbed.at)
+    rows = case.trace.disturbed.rows
+    rows = chosen(rows, case.scope.selection.of_rows(rows))
     for tid in np.unique(taken["tid"]).tolist():
-        mine = lost_by[rows.tid[lost_by] == tid]
+        mine = np.flatnonzero(rows.tid == tid)
         mine = mine[np.argsort(rows.begin[mine], kind="stable")]
         at = taken["tid"].to_numpy() == tid
         ns[at] = within(

@@ -28,8 +28,7 @@ class Records:
         tensors: TENSOR rows with their ``raw`` bytes.
         buffers: BUFFER rows with their ``raw`` bytes.
         copies: COPY_BEGIN rows with the ``raw`` bytes of their tensor.
-        batches: ``schema.OPS`` rows, in stream order.
-        batch_first: index into ``ops`` of each batch's first record.
+        batches: ``schema.OPS`` rows, thread by thread, each thread's in stream order.
         ops: ``schema.OP`` rows, the operator records of all batches end to end.
         first_ns: earliest time of any record, 0 without records.
         last_ns: latest time of any record.
@@ -41,7 +40,6 @@ class Records:
     buffers: Rows
     copies: Rows
     batches: Rows
-    batch_first: I64
     ops: Rows
     first_ns: int
     last_ns: int
@@ -89,17 +87,16 @@ def decode(reader: TraceReader, since_ns: int | None = None) -> Records:
         order[Kind.GRAPH_BEGIN] = order[Kind.GRAPH_BEGIN][later]
     order[Kind.TENSOR], tensors = reader.tensors()
     order[Kind.BUFFER], buffers = reader.buffers()
-    ops = reader.ops()
+    ops = reader.ops(by_thread=True)
     order[Kind.OPS] = ops.order
     batches = ops.batches.copy()
     batches["n"] = ops.counts
-    first = np.cumsum(ops.counts) - ops.counts
     # Faults and reads are of the whole process, also of what it did before and after inference.
     index = reader.records()
     times = index.ts[~np.isin(index.kind, (Kind.FAULT, Kind.READ))]
     last = int(times.max()) if len(times) else 0
     if len(ops.ops):
-        ends = (first + ops.counts - 1)[ops.counts > 0]
+        ends = (np.cumsum(ops.counts) - 1)[ops.counts > 0]
         tail = batches["ts"][ops.counts > 0].astype(np.int64) + ops.ops["dt"][ends]
         last = max(last, int(tail.max()))
     return Records(
@@ -109,7 +106,6 @@ def decode(reader: TraceReader, since_ns: int | None = None) -> Records:
         buffers=buffers,
         copies=reader.copies().rows,
         batches=batches if len(batches) else np.zeros(0, OPS),
-        batch_first=first,
         ops=ops.ops,
         first_ns=int(times.min()) if len(times) else 0,
         last_ns=last,

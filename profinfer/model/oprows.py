@@ -95,6 +95,6 @@ def piece(whole: T, part: slice) -> T:
     return type(whole)(**{f.name: getattr(whole, f.name)[part] for f in fields(whole)})
 
 
-def chosen(whole: T, mask: Mask) -> T:
-    """The rows of a mask, as a copy."""
-    return type(whole)(**{f.name: getattr(whole, f.name)[mask] for f in fields(whole)})
+def chosen(whole: T, which: Mask | I64) -> T:
+    """The rows of a mask, or of some numbers, as a copy."""
+    return type(whole)(**{f.name: getattr(whole, f.name)[which] for f in fields(whole)})

@@ -13,7 +13,7 @@ from dataclasses import dataclass, fields
 import numpy as np
 import numpy.typing as npt
 
-from profinfer.model.oprows import Rows
+from profinfer.model.oprows import Rows, chosen
 from profinfer.model.schedule import BLOCKED, REASONS, RUNNABLE, RUNNING, Schedule
 
 I32 = npt.NDArray[np.int32]
@@ -30,6 +30,7 @@ class OpSched:
 
     Attributes:
         at: their rows in ``operators.Rows``, ascending.
+        rows: these rows.
         running: on a CPU.
         runnable: waiting for a CPU.
         behind_own: of that, after a thread of the same process was given the CPU.
@@ -43,6 +44,7 @@ class OpSched:
     """
 
     at: I64
+    rows: Rows
     running: I64
     runnable: I64
     behind_own: I64
@@ -78,7 +80,7 @@ ON_CPU = {
     "compute_running": ("begin", "end"),
     "spinning": ("end", "release"),
 }
-COLUMNS = tuple(field.name for field in fields(OpSched) if field.name != "at")
+COLUMNS = tuple(field.name for field in fields(OpSched) if field.name not in ("at", "rows"))
 
 
 class Clock:
@@ -110,20 +112,18 @@ def per_operator(rows: Rows, tids: I32, schedule: Schedule) -> OpSched:
         schedule: what the threads did; a thread that is not in it was never switched and ran all
             the time.
     """
-    parts = []
+    parts: list[dict[str, I64]] = [dict.fromkeys(("at", *COLUMNS), np.zeros(0, np.int64))]
     for tid in np.intersect1d(tids, schedule.tid).tolist():
         which = np.flatnonzero(rows.tid == tid)
         first, last = np.searchsorted(schedule.tid, [tid, tid + 1])
         parts.append(_of_thread(rows, which, schedule, slice(int(first), int(last))))
-    if not parts:
-        return OpSched(*(np.zeros(0, np.int64) for _ in fields(OpSched)))
-    whole = [np.concatenate([getattr(part, f.name) for part in parts]) for f in fields(OpSched)]
-    order = np.argsort(whole[0])
-    return OpSched(*(column[order] for column in whole))
+    order = np.argsort(np.concatenate([part["at"] for part in parts]))
+    whole = {name: np.concatenate([part[name] for part in parts])[order] for name in parts[0]}
+    return OpSched(rows=chosen(rows, whole["at"]), **whole)
 
 
-def _of_thread(rows: Rows, which: I64, schedule: Schedule, part: slice) -> OpSched:
-    """The same of one thread.
+def _of_thread(rows: Rows, which: I64, schedule: Schedule, part: slice) -> dict[str, I64]:
+    """The same of one thread, by the names of ``OpSched``.
 
     Args:
         rows: the operators.
@@ -141,9 +141,9 @@ def _of_thread(rows: Rows, which: I64, schedule: Schedule, part: slice) -> OpSch
     begin, end, release = begin[left], rows.end[which], release[left]
     at_end = _stretch_at(since, end)
 
-    def spent(chosen: Mask) -> tuple[I64, I64]:
+    def spent(these: Mask) -> tuple[I64, I64]:
         """In these stretches, from begin to end and from begin to release."""
-        clock = Clock(since, until, chosen)
+        clock = Clock(since, until, these)
         upto = clock.read(at_begin, begin)
         return clock.read(at_end, end) - upto, clock.read(at_release, release) - upto
 
@@ -157,19 +157,19 @@ def _of_thread(rows: Rows, which: I64, schedule: Schedule, part: slice) -> OpSch
     mine = schedule.by_tgid[part] == schedule.own
     compute_running, running = spent(state == RUNNING)
     compute_runnable, runnable = spent(state == RUNNABLE)
-    return OpSched(
-        at=which,
-        running=running,
-        runnable=runnable,
-        behind_own=spent(preempted & mine)[1],
-        behind_other=spent(preempted & ~mine)[1],
-        blocked=spent(state == BLOCKED)[1],
-        compute_running=compute_running,
-        compute_runnable=compute_runnable,
-        spinning=running - compute_running,
-        migrations=times(schedule.moved[part]),
-        involuntary=times((schedule.reason[part] == _PREEMPTED) & (state != RUNNING)),
-    )
+    return {
+        "at": which,
+        "running": running,
+        "runnable": runnable,
+        "behind_own": spent(preempted & mine)[1],
+        "behind_other": spent(preempted & ~mine)[1],
+        "blocked": spent(state == BLOCKED)[1],
+        "compute_running": compute_running,
+        "compute_runnable": compute_runnable,
+        "spinning": running - compute_running,
+        "migrations": times(schedule.moved[part]),
+        "involuntary": times((schedule.reason[part] == _PREEMPTED) & (state != RUNNING)),
+    }
 
 
 def _stretch_at(since: I64, moment: I64) -> I64:

@@ -14,7 +14,6 @@ import pandas as pd
 from profinfer.model.oprows import Rows
 from profinfer.units import format_things
 
-I64 = npt.NDArray[np.int64]
 Mask = npt.NDArray[np.bool_]
 
 
@@ -82,17 +81,12 @@ class Selection:
             out &= self.nodes[table["node_id"].to_numpy()]
         return out
 
-    def of_rows(self, rows: Rows, at: I64) -> I64:
-        """Which of some rows of operators are selected.
-
-        Args:
-            rows: the operators.
-            at: which of them to look at.
-        """
-        mask = self.graphs[rows.graph[at]]
+    def of_rows(self, rows: Rows) -> Mask:
+        """Which of some rows of operators are selected."""
+        mask: Mask = self.graphs[rows.graph]
         if self.narrowed:
-            mask &= self.nodes[rows.node[at]]
-        return at[mask]
+            mask &= self.nodes[rows.node]
+        return mask
 
     def rows(self, table: pd.DataFrame) -> pd.DataFrame:
         """The rows of an ops or op_walls table that are selected."""

@@ -12,8 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from profinfer.model.decode import Records
-from profinfer.tracefile.opbatches import joined
-from profinfer.tracefile.schema import OP, OpKind
+from profinfer.tracefile.schema import OpKind
 
 I32 = npt.NDArray[np.int32]
 I64 = npt.NDArray[np.int64]
@@ -86,18 +85,13 @@ class GraphSpans:
 
 def split(records: Records, graphs: GraphSpans) -> tuple[Events, Visits]:
     """Flatten the batches, cut them into visits and give each visit its graph."""
-    batches = records.batches
-    by_thread = np.argsort(batches["tid"], kind="stable")
-    by_thread = by_thread[batches["n"][by_thread] > 0]
-    head = batches[by_thread]
+    head = records.batches[records.batches["n"] > 0]
     n = head["n"].astype(np.int64)
     out_start = np.cumsum(n) - n
     total = int(n.sum())
-    ops = joined(records.ops.view(np.uint64), records.batch_first[by_thread], n).view(OP)
-    ts = ops["dt"].astype(np.int64)
-    kind = (ops["what"] >> 24).astype(np.uint8)
-    arg = (ops["what"] & 0xFFFFFF).astype(np.int32)
-    del ops
+    ts = records.ops["dt"].astype(np.int64)
+    kind = (records.ops["what"] >> 24).astype(np.uint8)
+    arg = (records.ops["what"] & 0xFFFFFF).astype(np.int32)
     ts += np.repeat(head["ts"].astype(np.int64), n)
 
     tid = head["tid"].astype(np.int64)

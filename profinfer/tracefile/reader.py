@@ -151,10 +151,17 @@ class TraceReader:
         """All records of a kind of ``schema.FIXED``, in stream order."""
         return self._rows(kind, FIXED[kind])
 
-    def ops(self) -> OpRecords:
-        """All operator batches and their records, in stream order."""
+    def ops(self, *, by_thread: bool = False) -> OpRecords:
+        """All operator batches and their records, in stream order.
+
+        Args:
+            by_thread: thread by thread instead, each thread's in stream order.
+        """
         index = self.records()
         order, batches = self._rows(Kind.OPS, OPS)
+        if by_thread:
+            sort = np.argsort(batches["tid"], kind="stable")
+            order, batches = order[sort], batches[sort]
         return OpRecords(order, batches, *expand(self._rings.words, index.offset[order], batches))
 
     def counts(self) -> CountRecords:
