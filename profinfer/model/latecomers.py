@@ -33,9 +33,7 @@ def waited_for(operators: Operators, selection: Selection) -> npt.NDArray[np.int
         # The rows of an operator are those of its threads.
         first, row = row, row + int(some.threads.sum(dtype=np.int64))
         rows = piece(operators.rows, slice(first, row))
-        chosen = some.complete & selection.graphs[some.graph]
-        if selection.narrowed:
-            chosen &= selection.nodes[some.node]
+        chosen = some.complete & selection.of_rows(some)
         which = np.repeat(np.arange(len(some.graph)), some.threads)
         # Who came last opened the barrier, and waited for nobody. Of two at once the first one.
         last = np.flatnonzero((rows.end == rows.release) & chosen[which])

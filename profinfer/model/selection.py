@@ -11,9 +11,10 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from profinfer.model.oprows import Rows
+from profinfer.model.oprows import Rows, Walls
 from profinfer.units import format_things
 
+I32 = npt.NDArray[np.int32]
 Mask = npt.NDArray[np.bool_]
 
 
@@ -76,19 +77,19 @@ class Selection:
 
     def mask(self, table: pd.DataFrame) -> Mask:
         """Which rows of an ops or op_walls table are selected."""
-        out: Mask = self.graphs[table["graph_id"].to_numpy()]
-        if self.narrowed:
-            out &= self.nodes[table["node_id"].to_numpy()]
-        return out
+        return self._picks(table["graph_id"].to_numpy(), table["node_id"].to_numpy())
 
-    def of_rows(self, rows: Rows) -> Mask:
+    def of_rows(self, rows: Rows | Walls) -> Mask:
         """Which of some rows of operators are selected."""
-        mask: Mask = self.graphs[rows.graph]
-        if self.narrowed:
-            mask &= self.nodes[rows.node]
-        return mask
+        return self._picks(rows.graph, rows.node)
 
     def rows(self, table: pd.DataFrame) -> pd.DataFrame:
         """The rows of an ops or op_walls table that are selected."""
         mask = self.mask(table)
         return table if mask.all() else table.loc[mask]
+
+    def _picks(self, graph: I32, node: I32) -> Mask:
+        out: Mask = self.graphs[graph]
+        if self.narrowed:
+            out &= self.nodes[node]
+        return out

@@ -84,9 +84,7 @@ def per_node(walls: Walls, selection: Selection) -> NodeSums:
     for since in range(0, len(walls.graph), _BLOCK):
         part = piece(walls, slice(since, since + _BLOCK))
         if not every:
-            mask = selection.graphs[part.graph]
-            if selection.narrowed:
-                mask &= selection.nodes[part.node]
+            mask = selection.of_rows(part)
             if not mask.any():
                 continue
             if not mask.all():
@@ -127,9 +125,7 @@ def per_thread(rows: Rows, tids: npt.NDArray[np.int32], selection: Selection) ->
     table = np.zeros((4, len(tids)), np.int64)
     for since in range(0, len(rows.tid), _BLOCK):
         part = piece(rows, slice(since, since + _BLOCK))
-        mask = selection.graphs[part.graph]
-        if selection.narrowed:
-            mask &= selection.nodes[part.node]
+        mask = selection.of_rows(part)
         spent, compute = part.release - part.begin, part.end - part.begin
         for at, tid in enumerate(tids.tolist()):
             mine = np.flatnonzero(mask & (part.tid == tid))
