@@ -135,6 +135,7 @@ def build(
     if len(places.node):
         ok &= (places.node[at] == node) & (places.place[at] == node)
         ok &= places.n_used[at] == heads["n_used"]
+        ok &= int64(heads["first"]) + heads["n"] <= places.rows[at]
     else:
         ok[:] = False
     table = _rows(records, np.flatnonzero(ok), graph, at, places)

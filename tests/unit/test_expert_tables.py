@@ -83,6 +83,8 @@ def test_records_of_nothing_known_are_ignored(tmp_path: Path) -> None:
     made.builder.experts(77, at, [[1, 2]], node=1 + PLACE, cgraph=0xBAD)
     made.builder.experts(78, at, [[1, 2]], node=1 + PLACE, cgraph=cgraph)  # began no graph
     made.builder.experts(77, at, [[1, 2]], node=9999, cgraph=cgraph)
+    for first in (len(PROMPT[0]), 0xC0000000):  # tokens that the graph does not have
+        made.builder.experts(77, at, [[1, 2]], node=1 + PLACE, cgraph=cgraph, first=first)
     assert len(run(tmp_path, made).experts) == len(run(tmp_path, two_calls()).experts)
 
 
