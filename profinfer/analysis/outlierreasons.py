@@ -104,7 +104,7 @@ def _without_cpu(trace: Trace, steps: Steps, at: int, graphs: I64) -> tuple[floa
     lost = 0
     worst: dict[int, int] = {}
     if len(mine):
-        off = trace.disturbed.of_rows(mine.index.to_numpy(), "compute_runnable")
+        off = trace.disturbed.values_at(mine.index.to_numpy(), "compute_runnable")
         graph, node = mine["graph_id"].to_numpy(), mine["node_id"].to_numpy()
         lost = int(np.maximum.reduceat(off, operator_starts(graph, node)).sum())
         tids = mine["tid"].to_numpy()

@@ -5,7 +5,6 @@ Must not import rich or anything above.
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -193,9 +192,7 @@ def ledger(trace: Trace, selection: Selection) -> Result:
     walk = int(mine["walk_ns"].sum())
     unseen = int(outside_of_graphs(trace)[chosen & calls["torn"].to_numpy()].sum())
     # Graphs outside of calls belong to no window.
-    inside = replace(selection, graphs=_flags(mine["graph_id"].to_numpy(), len(graphs)))
-    if np.array_equal(inside.graphs, selection.graphs):
-        inside = selection  # its sums are known already
+    inside = selection.with_graphs(_flags(mine["graph_id"].to_numpy(), len(graphs)))
     sums = trace.sums(inside) if len(trace.op_walls) else None
     ops = int(sums.wall.sum()) if sums else 0
     compute = int(sums.compute.sum()) if sums else 0

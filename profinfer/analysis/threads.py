@@ -5,8 +5,6 @@ Must not import rich or anything above.
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
@@ -46,9 +44,7 @@ def threads(trace: Trace, selection: Selection, *, states: bool = True) -> Resul
     sums = trace.thread_sums(selection)
     # Gaps of torn graphs are not gaps but what is missing.
     sound = trace.graphs["complete"].to_numpy() & selection.graphs
-    whole = sums
-    if not np.array_equal(sound, selection.graphs):
-        whole = trace.thread_sums(replace(selection, graphs=sound))
+    whole = trace.thread_sums(selection.with_graphs(sound))
     counts, compute = _spread(sums, sums.ops, every), _spread(sums, sums.compute, every)
     wait = _spread(sums, sums.time, every) - compute
     spent = _spread(whole, whole.spent, every)

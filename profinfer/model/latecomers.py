@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from profinfer.model.operators import Operators
-from profinfer.model.oprows import piece
+from profinfer.model.oprows import piece, pieces
 from profinfer.model.selection import Selection
 
 _BLOCK = 1 << 17  # operators looked at together, in a CPU's cache
@@ -25,11 +25,10 @@ def waited_for(operators: Operators, selection: Selection) -> npt.NDArray[np.int
     Returns:
         In the order of ``Operators.tids``, shape (threads,).
     """
-    tids, walls = operators.tids, operators.walls
+    tids = operators.tids
     out = np.zeros(len(tids), np.int64)
     row = 0
-    for since in range(0, len(walls.graph), _BLOCK):
-        some = piece(walls, slice(since, since + _BLOCK))
+    for some in pieces(operators.walls, _BLOCK):
         # The rows of an operator are those of its threads.
         first, row = row, row + int(some.threads.sum(dtype=np.int64))
         rows = piece(operators.rows, slice(first, row))

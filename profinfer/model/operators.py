@@ -259,7 +259,7 @@ def _together(
         np.repeat(release, size),
         np.repeat(whole, size),
     )
-    walls = _walls(rows, starts, size, release, whole, about.enter)
+    walls = _walls(rows, starts, size, even, release, whole, about.enter)
     return rows, walls, int((~forward).sum()), int(clipped.sum())
 
 
@@ -335,12 +335,13 @@ def _earliest(visits: Visits, n_graphs: int) -> I64:
     return out
 
 
-def _walls(rows: Rows, starts: I64, size: I64, release: I64, whole: Mask, enter: I64) -> Walls:
+def _walls(
+    rows: Rows, starts: I64, size: I64, even: bool, release: I64, whole: Mask, enter: I64
+) -> Walls:
     """One row per operator: from the previous operator's release to its own."""
     graph = rows.graph[starts]
     first = np.r_[True, graph[1:] != graph[:-1]]
     begin = np.r_[0, release[:-1]]
-    even = bool((size == size[0]).all())
     earliest = _reduced(np.minimum, rows.begin, starts, even)
     opened = enter[graph]
     begin[first] = np.where(opened >= 0, opened, earliest)[first]

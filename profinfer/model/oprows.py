@@ -6,6 +6,7 @@ Must not import pandas or above.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from typing import TypeVar
 
@@ -93,6 +94,12 @@ def put(whole: T, at: int, part: T) -> int:
 def piece(whole: T, part: slice) -> T:
     """Consecutive rows, without a copy."""
     return type(whole)(**{f.name: getattr(whole, f.name)[part] for f in fields(whole)})
+
+
+def pieces(whole: T, size: int) -> Iterator[T]:
+    """All rows, ``size`` at a time, without a copy."""
+    for since in range(0, len(whole.graph), size):
+        yield piece(whole, slice(since, since + size))
 
 
 def chosen(whole: T, which: Mask | I64) -> T:

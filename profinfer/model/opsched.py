@@ -56,7 +56,7 @@ class OpSched:
     migrations: I64
     involuntary: I64
 
-    def of_rows(self, rows: I64, column: str) -> I64:
+    def values_at(self, rows: I64, column: str) -> I64:
         """A column of the chosen rows.
 
         Args:

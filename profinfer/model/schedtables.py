@@ -61,18 +61,16 @@ def _named(codes: np.ndarray, names: tuple[str, ...]) -> pd.Categorical:
     return pd.Categorical(np.array(names, object)[codes], categories=list(names))
 
 
-def per_operator(rows: Rows | None, joined: OpSched) -> pd.DataFrame:
+def per_operator(rows: Rows, joined: OpSched) -> pd.DataFrame:
     """One row per row of ``ops``.
 
     Args:
-        rows: the operators, None without scheduler events.
+        rows: the operators; none without scheduler events.
         joined: those of them that something happened to.
     """
     table = {}
     for name in COLUMNS:
-        if rows is None:
-            column = np.zeros(0, np.int64)
-        elif name in ON_CPU:
+        if name in ON_CPU:
             since, until = ON_CPU[name]
             column = getattr(rows, until) - getattr(rows, since)
         else:

@@ -5,7 +5,7 @@ Must not import the analyses or above.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -74,6 +74,10 @@ class Selection:
         if self.warmup_excluded:
             parts.append("warm-up excluded")
         return ", ".join(parts)
+
+    def with_graphs(self, graphs: Mask) -> Selection:
+        """Other graphs instead; itself where they are the same, as its sums are known then."""
+        return self if np.array_equal(graphs, self.graphs) else replace(self, graphs=graphs)
 
     def mask(self, table: pd.DataFrame) -> Mask:
         """Which rows of an ops or op_walls table are selected."""

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from profinfer.model.oprows import Rows, Walls, chosen, piece
+from profinfer.model.oprows import Rows, Walls, chosen, pieces
 from profinfer.model.selection import Selection
 
 I64 = npt.NDArray[np.int64]
@@ -80,15 +80,10 @@ def per_node(walls: Walls, selection: Selection) -> NodeSums:
     n = len(selection.nodes)
     total = {f.name: np.zeros(n, np.int64) for f in fields(NodeSums) if f.name not in _OF_ALL}
     of_all = dict.fromkeys(_OF_ALL, 0)
-    every = selection.graphs.all() and not selection.narrowed
-    for since in range(0, len(walls.graph), _BLOCK):
-        part = piece(walls, slice(since, since + _BLOCK))
-        if not every:
-            mask = selection.of_rows(part)
-            if not mask.any():
-                continue
-            if not mask.all():
-                part = chosen(part, mask)
+    for part in pieces(walls, _BLOCK):
+        mask = selection.of_rows(part)
+        if not mask.all():
+            part = chosen(part, mask)
         node, whole, threads = part.node.astype(np.int64), part.complete, part.threads
         length, fused = part.release - part.begin, part.fused
         compute = np.where(whole, part.compute_sum, 0)
@@ -123,8 +118,7 @@ def per_thread(rows: Rows, tids: npt.NDArray[np.int32], selection: Selection) ->
         selection: which operators.
     """
     table = np.zeros((4, len(tids)), np.int64)
-    for since in range(0, len(rows.tid), _BLOCK):
-        part = piece(rows, slice(since, since + _BLOCK))
+    for part in pieces(rows, _BLOCK):
         mask = selection.of_rows(part)
         spent, compute = part.release - part.begin, part.end - part.begin
         for at, tid in enumerate(tids.tolist()):

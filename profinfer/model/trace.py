@@ -54,6 +54,7 @@ from profinfer.model.operands import build as build_operands
 from profinfer.model.operators import Operators
 from profinfer.model.operators import build as build_operators
 from profinfer.model.opmarks import collect
+from profinfer.model.oprows import piece
 from profinfer.model.opsched import OpSched, per_operator
 from profinfer.model.optables import rows_table, walls_table
 from profinfer.model.requests import requests as find_requests
@@ -312,8 +313,9 @@ class Trace:
     @cached_property
     def op_sched(self) -> pd.DataFrame:
         """One row per row of ``ops``: what the scheduler did to it. Empty if not recorded."""
-        rows = self._operators.rows if self.has_sched else None
-        return schedtables.per_operator(rows, self.disturbed)
+        rows = self._operators.rows
+        told = rows if self.has_sched else piece(rows, slice(0))
+        return schedtables.per_operator(told, self.disturbed)
 
     @cached_property
     def disturbed(self) -> OpSched:

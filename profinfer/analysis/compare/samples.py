@@ -130,7 +130,7 @@ def calm(trace: Trace, samples: Samples) -> tuple[Samples, bool]:
     of = samples.owner[ops["graph_id"].to_numpy()]
     at = np.flatnonzero(of >= 0)
     spent = (ops["release_ns"].to_numpy() - ops["begin_ns"].to_numpy())[at]
-    behind = trace.disturbed.of_rows(at, "behind_other")
+    behind = trace.disturbed.values_at(at, "behind_other")
     whole, lost = (np.bincount(of[at], values, n) for values in (spent, behind))
     kept = np.asarray(lost <= DISTURBED * whole, bool)
     if kept.sum() < max(CALM * n, 1):
